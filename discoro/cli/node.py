@@ -1,0 +1,228 @@
+"""discoro-node: run this machine's node in the foreground.
+
+The options of the asyncoro 3.2 discoro page under their old spellings and modern ones. Exit status: 0 after an end in order,
+1 for a failure, 2 for wrong usage, 69 where a port is taken, 78 for anything else in the configuration (sysexits.h).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from discoro.errors import ConfigError, PortTaken
+from discoro.mesh import BASE_PORT, PORT_RANGE, VERSION
+from discoro.node import Node, NodeOptions
+from discoro.process import end_with_parent, read_line, take_standard_input
+from discoro.security import Security
+
+UNAVAILABLE, CONFIG = 69, 78
+SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a node until it is told to stop; the exit status."""
+    options = parser().parse_args(arguments)
+    level = logging.DEBUG if options.debug else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s  %(message)s", stream=sys.stderr)
+    try:
+        return asyncio.run(run(options))
+    except PortTaken as error:
+        return complain(error, UNAVAILABLE)
+    except ConfigError as error:
+        return complain(error, CONFIG)
+    except KeyboardInterrupt:  # before the handlers were set
+        return 130
+
+
+def complain(error: Exception, status: int) -> int:
+    print(f"discoro-node: {error}", file=sys.stderr)
+    return status
+
+
+async def run(options: argparse.Namespace) -> int:
+    stop = asyncio.Event()
+    security = adopt_parent(stop) if options.child else security_of(options)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    node_options = NodeOptions(
+        slots=slots_of(options.cpus),
+        port=options.port,
+        dest_path=options.dest_path or default_dest_path(),
+        max_file_size=options.max_file_size,
+    )
+    async with Node(node_options, security=security, **mesh_options(options)) as node:
+        print(banner(node), file=sys.stderr, flush=True)
+        if options.json_ready:
+            print(json.dumps(ready_line(node)), flush=True)
+        await stop.wait()
+        print("discoro-node: stopping", file=sys.stderr, flush=True)
+    return 0
+
+
+def adopt_parent(stop: asyncio.Event) -> Security:
+    """As a child of a program: the key comes through standard input, and its end is ours."""
+    pipe, loop = take_standard_input(), asyncio.get_running_loop()
+    told = json.loads(read_line(pipe) or b"null")
+    if not isinstance(told, dict):
+        raise ConfigError("--child is for programs that start a node for themselves: nothing came on standard input")
+    end_with_parent(pipe, told["parent"], lambda: loop.call_soon_threadsafe(stop.set))
+    return Security.from_handed_down(told["security"])
+
+
+def security_of(options: argparse.Namespace) -> Security:
+    if options.secret is not None:
+        logging.getLogger("discoro.node").warning("--secret shows in the list of processes; --key-file does not")
+    return Security.from_options(
+        key_file=options.key_file,
+        secret=options.secret,
+        certfile=options.certfile,
+        keyfile=options.keyfile,
+        open=options.open,
+    )
+
+
+def mesh_options(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "name": options.name,
+        "cluster": options.cluster,
+        "peers": options.peer,
+        "mdns": not options.no_mdns,
+        "ip_addr": options.ip_addr,
+        "ext_ip_addr": options.ext_ip_addr,
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line. Hidden spellings are those of the asyncoro page where a modern one stands beside them."""
+    p = argparse.ArgumentParser(
+        prog="discoro-node",
+        description="Run this machine's node: others find it by mDNS and run Python coroutines on it.",
+        epilog="Anyone who has the cluster key can run code here as you. Stop with Ctrl-C.",
+        allow_abbrev=False,
+    )
+    p.add_argument("-c", "--cpus", type=int, default=0, metavar="N", help="slots: N; 0: one for each processor; -N: all but N")
+    p.add_argument("-n", "--name", help="name of this node (default: the host's name)")
+    p.add_argument("--cluster", default="default", help="only members of the same cluster meet (default: default)")
+    p.add_argument("--dest-path", "--dest_path", type=Path, metavar="DIR", help="where received files go (or DISCORO_DEST_PATH)")
+    p.add_argument(
+        "--max-file-size", "--max_file_size", type=size_of, default=0, metavar="SIZE", help="largest file taken: 20m, 1g (0: any)"
+    )
+    p.add_argument("-d", "--debug", action="store_true", help="log every step")
+    p.add_argument("--json-ready", action="store_true", help="print one line of JSON on standard output when ready")
+    p.add_argument("--version", action="version", version=f"discoro {VERSION}")
+    p.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    add_network(p.add_argument_group("network"))
+    add_trust(p.add_argument_group("trust"))
+    return p
+
+
+def add_network(group: Any) -> None:
+    group.add_argument(
+        *("-i", "--ip-addr", "--ip_addr"),
+        action="append",
+        default=[],
+        metavar="ADDR",
+        help="address or host name to listen on and to advertise (repeat; default: all usable ones)",
+    )
+    group.add_argument("--ext-ip-addr", "--ext_ip_addr", metavar="ADDR", help="address that others reach us at, behind a NAT")
+    group.add_argument(
+        *("-p", "--port", "-u", "--urp_port", "--udp_port", "--udp-port"),
+        type=port_of,
+        default=BASE_PORT,
+        metavar="P",
+        help=f"base port (default {BASE_PORT}): the node listens on P, workers on P+1 to P+{PORT_RANGE}, all TCP; 0: any free "
+        "ports. Finding nodes uses mDNS, which stays on UDP 5353 whatever P is",
+    )
+    group.add_argument("--peer", action="append", default=[], metavar="HOST[:PORT]", help="link with this node too (repeat)")
+    group.add_argument("--no-mdns", action="store_true", help="neither advertise nor look for nodes by mDNS")
+
+
+def add_trust(group: Any) -> None:
+    group.add_argument("--key-file", "--key_file", metavar="FILE", help="cluster key, made if missing (or DISCORO_KEY_FILE)")
+    group.add_argument("-s", "--secret", help="derive the key from this passphrase instead")
+    group.add_argument("--certfile", metavar="FILE", help="with --keyfile: a pair shared by the group, used as its key (not TLS)")
+    group.add_argument("--keyfile", metavar="FILE", help="the private key of --certfile")
+    group.add_argument("--open", action="store_true", help="no key: whoever reaches this machine can run code on it")
+
+
+def slots_of(cpus: int) -> int:
+    """Slots for -c: that many; all processors for 0; all but so many for less. ConfigError where none is left."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    slots = cpus if cpus > 0 else available + cpus
+    if slots < 1:
+        raise ConfigError(f"-c {cpus} leaves no processor of {available}: use -c {1 - available} or more")
+    return slots
+
+
+def size_of(text: str) -> int:
+    """Bytes from 20971520, 20m, 20MB or 1g."""
+    number = text.lower().removesuffix("b")
+    suffix = number[-1:] if number[-1:] in ("k", "m", "g", "t") else ""
+    digits = number.removesuffix(suffix) if suffix else number
+    if not digits.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write bytes, or a number with k, m, g or t")
+    return int(digits) * SIZES[suffix]
+
+
+def port_of(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535 - PORT_RANGE:
+        raise argparse.ArgumentTypeError(f"{text!r} is no base port: 0 to {65535 - PORT_RANGE}, workers take those above it")
+    return int(text)
+
+
+def default_dest_path() -> Path:
+    """DISCORO_DEST_PATH, or discoro in the user's cache directory."""
+    given = os.environ.get("DISCORO_DEST_PATH")
+    if given:
+        return Path(given)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "discoro"
+
+
+def banner(node: Node) -> str:
+    """What a person is told at start: who this is, where it listens, what it left out, how to stop."""
+    mesh, options = node.mesh, node.options
+    port = mesh.addresses[0].rpartition(":")[2]
+    ignored = "".join(f"\n            (ignored: {nic} {address}, {why})" for nic, address, why in mesh.interfaces.ignored)
+    workers = f"workers on {options.port + 1} to {options.port + PORT_RANGE}" if options.port else "workers on free ports"
+    trust = f"{red('OPEN')}: whoever reaches these addresses can run code here" if mesh.security.open else mesh.security.origin
+    lines = [
+        f'discoro {VERSION}  node {mesh.me.name}  cluster "{mesh.me.cluster}"',
+        f"  slots     {options.slots}, Python {mesh.me.python}, files in {options.dest_path}",
+        f"  address   {', '.join(mesh.addresses)}{ignored}",
+        f"  ports     node on {port}, {workers} (TCP)" + ("" if mesh.interfaces.loopback_only else "; mDNS on 5353 (UDP)"),
+        f"  trust     {trust}",
+        "  ready. Ctrl-C to stop.",
+    ]
+    return "\n".join(lines)
+
+
+def red(text: str) -> str:
+    """For a terminal that shows colours."""
+    plain = not sys.stderr.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\033[1;31m{text}\033[0m"
+
+
+def ready_line(node: Node) -> dict[str, Any]:
+    mesh = node.mesh
+    return {
+        "name": mesh.me.name,
+        "node": mesh.me.node,
+        "pid": os.getpid(),
+        "cluster": mesh.me.cluster,
+        "addresses": mesh.addresses,
+        "slots": node.options.slots,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,614 @@
+"""One conversation with one peer: greeting, numbered frames, acknowledgement, resumption, loss.
+
+Takes frames and the time; gives actions (dial, send, drop), operations in order, and the next deadline. It never touches a
+socket, reads a clock or logs. The grammar and rules are docs/reference/protocol.md; the same class plays both sides.
+
+How the parts play together: `peers.py` tells a Link what happened (`dialled`, `connected`, `hello`, `welcome`, `data`,
+`ended_connection`, `refused_greeting`, `bye`, `handle_timer`), then performs everything in `actions()` and sleeps until
+`next_deadline()`. `_move` is the one place that changes the state. `Outbox` holds what waits to be sent and what waits to be
+acknowledged.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+from discoro import messages
+from discoro.errors import ProtocolError
+from discoro.messages import Data, Greeting, Operation, Part, Piece, Wire
+
+WINDOW_FRAMES = 256  # unacknowledged frames: what a resumption sends again
+WINDOW_BYTES = 8 * messages.MIB  # and what they may hold in memory
+PIECES_BYTES = 4 * messages.MIB  # pieces in flight: the rest of the window stays for small operations
+ACK_DELAY = 0.02  # seconds an acknowledgement may wait for a frame to travel with
+ACK_FRAMES = WINDOW_FRAMES // 4  # received frames after which it does not wait
+ACK_BYTES = 1 * messages.MIB  # and received bytes
+STREAMS = 8  # large operations whose pieces alternate
+QUEUE_OPERATIONS = 100_000  # waiting to be sent, past which `has_room` is false: 64-byte messages, some 30 MB
+QUEUE_BYTES = 64 * messages.MIB
+LARGEST_FRAME = messages.PIECE_SIZE + messages.MAX_FIELDS + 16 * messages.KIB  # a first piece, its fields and sizes
+GREETING_TIMEOUT = 3.0  # seconds for a welcome; as long as libzmq's own handshake may take
+REDIAL_FIRST, REDIAL_MOST = 0.05, 2.0  # seconds between dials; doubled each time; at once after a connection of use
+REFUSED_GRACE = 3.0  # seconds until an address that refuses, where the peer was never met, counts as its end
+
+
+class State(enum.Enum):
+    IDLE = "idle"
+    DIALLING = "dialling"
+    GREETING = "greeting"
+    OPEN = "open"
+    LOST = "lost"
+    CLOSED = "closed"
+
+
+_END = {State.LOST, State.CLOSED}
+TRANSITIONS: dict[State, set[State]] = {
+    State.IDLE: {State.DIALLING, State.OPEN} | _END,
+    State.DIALLING: {State.GREETING, State.OPEN, State.IDLE} | _END,
+    State.GREETING: {State.OPEN, State.IDLE} | _END,
+    State.OPEN: {State.OPEN, State.IDLE} | _END,
+    State.LOST: set(),
+    State.CLOSED: set(),
+}
+
+
+class Dial(NamedTuple):
+    """Make a connection to this address; answer with `dialled`."""
+
+    address: str
+
+
+class Send(NamedTuple):
+    """Send this frame over this connection."""
+
+    connection: int
+    parts: list[Part]
+
+
+class SendGreeting(NamedTuple):
+    """Send a hello or a welcome with this greeting; its mac is the caller's to add."""
+
+    connection: int
+    greeting: Greeting
+    welcome: bool
+
+
+class Drop(NamedTuple):
+    """Close this connection; nothing of it counts any more."""
+
+    connection: int
+    flush: bool
+
+
+Action = Dial | Send | SendGreeting | Drop
+
+
+def refusal(mine: Greeting, theirs: Greeting) -> tuple[str, str] | None:
+    """Why a greeting whose mac holds is refused all the same, as (code, text); None where it is welcome."""
+    if theirs.cluster != mine.cluster:
+        return "cluster", f"{mine.name} belongs to cluster {mine.cluster!r}, not to {theirs.cluster!r}"
+    if theirs.python != mine.python:
+        text = f"{mine.name} runs Python {mine.python}, {theirs.name} runs {theirs.python}"
+        return "python", f"{text}: code packed under one crashes the other. Use the same minor version on both"
+    if theirs.wanted not in (0, mine.birth):
+        return "stale", f"{mine.name} (pid {mine.pid}) listens here now, not the process that was wanted"
+    return None
+
+
+class Link:
+    """The conversation with one peer.
+
+    `birth` is the peer's, `peer` what its last greeting said (None before the first), `lost_because` why the link ended, in
+    words. `session` is our number for the link, `peer_session` the peer's (0 before it greeted us): two processes that accept
+    each other's greetings at once mean the same link, whichever connection stays. Times are seconds of the caller's monotonic
+    clock.
+    """
+
+    def __init__(
+        self,
+        me: Greeting,
+        session: int,
+        now: float,
+        *,
+        birth: int,
+        addresses: Sequence[str] = (),
+        connect_timeout: float = 5.0,
+        peer_timeout: float = 15.0,
+    ) -> None:
+        self.me = me
+        self.session = session
+        self.state = State.IDLE
+        self.birth = birth
+        self.addresses = tuple(addresses)
+        self.peer: Greeting | None = None
+        self.peer_session = 0
+        self.connection: int | None = None  # the one whose frames count
+        self.lost_because = ""
+        self.certain = False  # the peer is known to be gone, not only out of reach
+        self.refused_code = ""
+        self.outbox = Outbox()
+        self._peer_timeout = peer_timeout
+        self._give_up: float | None = now + connect_timeout
+        self._redial_at: float | None = now
+        self._redial_delay = REDIAL_FIRST
+        self._greeting_until: float | None = None
+        self._greeter: int | None = None  # the connection that our hello went over
+        self._dials: dict[int, str] = {}  # connections being made, and their addresses
+        self._spare: deque[int] = deque()  # made, waiting their turn to greet
+        self._lived_at = ""  # the address over which we opened, if we dialled
+        self._held: tuple[int, Greeting] | None = None  # the hello of a peer whose dial gives way to ours
+        self._tried: dict[str, tuple[str, bool]] = {}  # address -> what came of the last dial; whether nobody is there
+        self._refusal = ""  # what the peer said that refuses us for good
+        self._broken_at, self._broken_because = now, ""
+        self._received = 0
+        self._ack_at: float | None = None
+        self._unacknowledged = 0  # received frames not yet acknowledged
+        self._unacknowledged_bytes = 0
+        self._assembler = messages.Assembler()
+        self._actions: list[Action] = []
+
+    def __repr__(self) -> str:
+        who = self.peer.name + "/" + str(self.peer.pid) if self.peer else f"birth {self.birth:x}"
+        return f"<Link {who} {self.state.value} received={self._received} {self.outbox!r}>"
+
+    @property
+    def ended(self) -> bool:
+        return self.state in _END
+
+    @property
+    def opened(self) -> bool:
+        """Whether the link was open once: its next greeting resumes it."""
+        return self.peer_session != 0
+
+    # -------------------------------------------------------------- what the caller wants
+
+    def send(self, operation: Operation, lane: Hashable = None) -> None:
+        """Queue an operation. Operations of one lane arrive in order even past large ones; None: no order is needed."""
+        self.outbox.add(messages.to_wire(operation), lane)
+
+    def has_room(self) -> bool:
+        """Whether more user messages should be queued."""
+        return self.outbox.has_room()
+
+    def close(self, reason: str) -> None:
+        """End the link in order: what the window lets through still goes, then goodbye."""
+        if self.state is State.OPEN:
+            self._send_data()
+            self._send_ack()
+            assert self.connection is not None
+            self._actions.append(Send(self.connection, messages.encode_bye(self.peer_session, reason)))
+        self._end(State.CLOSED, reason, flush=True)
+
+    def lose(self, reason: str) -> None:
+        """End the link because the caller knows the peer is gone (its node told so, say)."""
+        self._end(State.LOST, reason)
+
+    def actions(self, now: float) -> list[Action]:
+        """Everything to be done now, in order; each is given once."""
+        if self.state is State.IDLE and self._redial_at is not None and self._redial_at <= now:
+            self._dial(now)
+        if self.state is State.OPEN:
+            self._send_data()
+            if self._ack_at is not None and self._ack_at <= now:
+                self._send_ack()
+        actions, self._actions = self._actions, []
+        return actions
+
+    def next_deadline(self) -> float | None:
+        """When `handle_timer` wants to be called, if nothing happens before."""
+        deadlines = [self._greeting_until, self._ack_at, self._give_up, self._redial_at]
+        return min((d for d in deadlines if d is not None), default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """What time decides: a greeting without an answer, a peer out of reach for too long."""
+        if self._greeting_until is not None and self._greeting_until <= now and self._greeter is not None:
+            self._cut(self._greeter, now, f"no answer to the greeting in {GREETING_TIMEOUT:g} s")
+        if self._give_up is not None and self._give_up <= now:
+            waited = f"unreachable for {now - self._broken_at:.3g} s"
+            because = f" ({self._broken_because})" if self._broken_because else ""
+            self._end(State.LOST, f"{waited}{because}{self._what_was_tried()}")
+
+    # -------------------------------------------------------------- what happened to connections
+
+    def dialled(self, connection: int, address: str) -> None:
+        """A Dial was performed: the connection is being made."""
+        self._dials[connection] = address
+
+    def connected(self, connection: int, now: float) -> None:
+        """A dialled connection stands. The first one greets; others wait in case it comes to nothing."""
+        if connection not in self._dials:
+            return
+        if self.state is State.DIALLING:
+            self._greet(connection, now)
+        else:
+            self._spare.append(connection)
+
+    def ended_connection(self, connection: int, now: float, why: str, refused: bool = False) -> None:
+        """A connection ended, or could not be made; `refused`: this peer does not listen at that address."""
+        if self._held and self._held[0] == connection:
+            self._held = None
+        if connection == self.connection:
+            self._broken(why, now)
+        address = self._dials.pop(connection, None)
+        if address is None:
+            return
+        self._tried[address] = why, refused
+        if connection in self._spare:
+            self._spare.remove(connection)
+        elif connection == self._greeter:
+            self._next_dial(now)
+        if refused and self.opened:
+            self._refused_at(address, why, now)
+        if self.state is State.DIALLING and not self._dials:
+            self._dial_failed(now)
+
+    def refused_greeting(self, connection: int, code: str, text: str, now: float) -> None:
+        """Whoever answers at that address refuses us; final unless another address of the peer accepts in the same round.
+
+        One of several addresses can lead to somebody else: many machines have a 172.17.0.1.
+        """
+        if connection not in self._dials:
+            return
+        if code != "stale":
+            self.refused_code, self._refusal = code, text
+        self._cut(connection, now, text, refused=True)
+
+    def _cut(self, connection: int, now: float, why: str, refused: bool = False) -> None:
+        self._actions.append(Drop(connection, False))
+        self.ended_connection(connection, now, why, refused)
+
+    def gone(self, connection: int) -> None:
+        """The peer does not know our session any more."""
+        if connection in (self.connection, self._greeter):
+            self._end(State.LOST, "the peer ended the link")
+
+    def bye(self, connection: int, reason: str) -> None:
+        """The peer leaves in order."""
+        if connection == self.connection:
+            self._end(State.CLOSED, reason)
+
+    # -------------------------------------------------------------- greeting
+
+    def hello(self, connection: int, theirs: Greeting, now: float) -> None:
+        """The peer dialled us. Not to be called for another session once ours was open: that peer began anew (`begun_anew`)."""
+        self.outbox.acknowledge(theirs.received)
+        mine_first = self.state in (State.DIALLING, State.GREETING) and self.me.birth > theirs.birth
+        if mine_first:
+            self._hold(connection, theirs)
+            return
+        self._open(connection, theirs)
+        self._actions.append(SendGreeting(connection, self._greeting(), True))
+
+    def begun_anew(self, theirs: Greeting) -> bool:
+        """Whether this hello opens another link than the one that was open: then this one is over."""
+        return self.opened and theirs.session != self.peer_session
+
+    def welcome(self, connection: int, theirs: Greeting, now: float) -> None:
+        """The peer accepted our greeting on this connection. ProtocolError if it says so of another process or link."""
+        if connection != self._greeter:
+            return
+        ours = theirs.birth == self.birth and theirs.resume == self.session
+        if not ours or theirs.session == 0 or self.begun_anew(theirs):
+            raise ProtocolError("a welcome to somebody else's greeting")
+        self._lived_at = self._dials[connection]
+        self._open(connection, theirs)
+
+    def _greet(self, connection: int, now: float) -> None:
+        self._move(State.GREETING)
+        self._greeting_until = now + GREETING_TIMEOUT
+        self._greeter = connection
+        self._actions.append(SendGreeting(connection, self._greeting(), False))
+
+    def _greeting(self) -> Greeting:
+        received, resume = self._received, self.peer_session
+        return self.me._replace(session=self.session, received=received, resume=resume, wanted=self.birth)
+
+    def _hold(self, connection: int, theirs: Greeting) -> None:
+        if self._held:
+            self._actions.append(Drop(self._held[0], False))
+        self._held = (connection, theirs)
+
+    def _open(self, connection: int, theirs: Greeting) -> None:
+        self._drop_but(connection)
+        self._tried.clear()
+        self.connection, self.peer, self.peer_session = connection, theirs, theirs.session
+        if theirs.addresses:
+            self.addresses = _first(self._lived_at, theirs.addresses)
+        self.refused_code = self._refusal = ""
+        self._redial_delay = REDIAL_FIRST
+        self.outbox.resume(theirs.received)
+        self._move(State.OPEN)
+
+    # -------------------------------------------------------------- dialling
+
+    def _dial(self, now: float) -> None:
+        self._redial_at = None
+        if not self.addresses:
+            return
+        self._move(State.DIALLING)
+        self._actions += [Dial(address) for address in self.addresses]
+
+    def _next_dial(self, now: float) -> None:
+        """The connection that greeted came to nothing: a spare one greets, or the dials go on."""
+        self._greeter = self._greeting_until = None
+        self._move(State.IDLE)
+        self._move(State.DIALLING)
+        if self._spare:
+            self._greet(self._spare.popleft(), now)
+
+    def _dial_failed(self, now: float) -> None:
+        """Nothing came of any address of this round."""
+        self._move(State.IDLE)
+        if self._held:
+            connection, theirs = self._held
+            self._held = None
+            self.hello(connection, theirs, now)
+        elif self._refusal:
+            self._end(State.LOST, self._refusal)
+        elif not self.opened and all(nobody for _, nobody in self._tried.values()):
+            self._end(State.LOST, f"nobody listens there{self._what_was_tried()}")
+        else:
+            self._redial_later(now)
+
+    def _refused_at(self, address: str, why: str, now: float) -> None:
+        """An address of a peer that we had met refuses: certain where it lived, a hint elsewhere (a firewall may say it)."""
+        if self._held:
+            return  # it greets us at this very moment
+        if address == self._lived_at:
+            self._end(State.LOST, f"ended: {address}: {why}")
+        elif self._give_up is not None:
+            self._give_up = min(self._give_up, now + REFUSED_GRACE)
+
+    def _broken(self, why: str, now: float) -> None:
+        self.connection = None
+        self._broken_at, self._broken_because = now, why
+        self._give_up = now + self._peer_timeout
+        self._ack_done()
+        self._redial_later(now)
+        self._move(State.IDLE)
+
+    def _redial_later(self, now: float) -> None:
+        self._redial_at = now + self._redial_delay
+        self._redial_delay = min(max(2 * self._redial_delay, REDIAL_FIRST), REDIAL_MOST)
+
+    def _what_was_tried(self) -> str:
+        if not self._tried:
+            return "" if self.addresses else ": no address of it is known"
+        return ": tried " + ", ".join(f"{address} ({why})" for address, (why, _) in self._tried.items())
+
+    # -------------------------------------------------------------- numbered frames
+
+    def data(self, connection: int, frame: Data, size: int, now: float) -> list[Operation]:
+        """The operations of a frame, once each and in order; a frame out of order ends its connection.
+
+        ProtocolError for what no resumption can heal: the caller must lose the link.
+        """
+        if connection != self.connection or frame.session != self.session:
+            return []
+        self.outbox.acknowledge(frame.received)
+        if frame.number > self._received + 1:
+            self._cut(connection, now, f"frame {frame.number} came after frame {self._received}")
+            return []
+        self._ack_later(now, size)
+        if frame.number <= self._received:
+            return []
+        self._received = frame.number
+        self._redial_delay = 0.0  # this connection is of use
+        return [operation for operation in map(self._assemble, frame.operations) if operation is not None]
+
+    def acknowledged(self, connection: int, session: int, received: int) -> None:
+        if connection == self.connection and session == self.session:
+            self.outbox.acknowledge(received)
+
+    def _assemble(self, operation: Operation | Piece) -> Operation | None:
+        return self._assembler.add(operation) if isinstance(operation, Piece) else operation
+
+    def _ack_later(self, now: float, size: int) -> None:
+        self._unacknowledged += 1
+        self._unacknowledged_bytes += size
+        if self._unacknowledged >= ACK_FRAMES or self._unacknowledged_bytes >= ACK_BYTES:
+            self._ack_at = now
+        elif self._ack_at is None:
+            self._ack_at = now + ACK_DELAY
+
+    def _send_data(self) -> None:
+        assert self.connection is not None
+        for number, wires in self.outbox.frames():
+            parts = messages.encode_data(self.peer_session, number, self._received, wires)
+            self._actions.append(Send(self.connection, parts))
+            self._ack_done()
+
+    def _send_ack(self) -> None:
+        if self._unacknowledged:
+            assert self.connection is not None
+            self._actions.append(Send(self.connection, messages.encode_ack(self.peer_session, self._received)))
+            self._ack_done()
+
+    def _ack_done(self) -> None:
+        self._ack_at, self._unacknowledged, self._unacknowledged_bytes = None, 0, 0
+
+    # -------------------------------------------------------------- states
+
+    def _drop_but(self, kept: int | None) -> None:
+        """Close every connection of this link but one, and wait for nothing any more."""
+        held = [self._held[0]] if self._held else []
+        current = [self.connection] if self.connection is not None else []
+        self._actions += [Drop(each, False) for each in (*self._dials, *held, *current) if each != kept]
+        self._dials, self._held, self._greeter = {}, None, None
+        self._spare.clear()
+        self._give_up = self._redial_at = self._greeting_until = None
+
+    def _end(self, state: State, reason: str, flush: bool = False) -> None:
+        if self.ended:
+            return
+        if self.connection is not None:
+            self._actions.append(Drop(self.connection, flush))
+        self._drop_but(self.connection)
+        self.connection = None
+        self._ack_done()
+        self.lost_because = reason
+        self._move(state)
+
+    def _move(self, state: State) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise AssertionError(f"a link cannot go from {self.state.value} to {state.value}")
+        self.state = state
+
+
+def _first(address: str, addresses: Sequence[str]) -> tuple[str, ...]:
+    """The addresses, beginning with the one that worked."""
+    return (address, *(a for a in addresses if a != address)) if address else tuple(addresses)
+
+
+class _Sent(NamedTuple):
+    number: int
+    wires: list[Wire]
+    size: int
+    pieces: bool
+
+
+class Outbox:
+    """What waits to be sent on one link, and what was sent and waits for its acknowledgement.
+
+    Small operations stand in one queue. A large one becomes a stream of pieces; streams take turns. A lane with a stream under
+    way keeps its later operations behind it.
+    """
+
+    def __init__(self) -> None:
+        self._small: deque[Wire] = deque()
+        self._streams: deque[_Stream] = deque()
+        self._lanes: dict[Hashable, deque[Wire]] = {}
+        self._next_stream = 0
+        self._small_added, self._small_left = 0, 0  # so that a stream waits for what was queued before it
+        self._waiting, self._waiting_bytes = 0, 0
+        self._sent: deque[_Sent] = deque()
+        self._sent_bytes, self._sent_pieces = 0, 0
+        self._resend: deque[_Sent] = deque()
+        self._number = 0
+
+    def __repr__(self) -> str:
+        return f"waiting={self._waiting} unacknowledged={len(self._sent)}"
+
+    @property
+    def unacknowledged(self) -> int:
+        """Operations that were handed over and are not known to have arrived; pieces count with their last."""
+        sent = sum(1 for sent in self._sent for wire in sent.wires if messages.completes(wire))
+        return sent + self._waiting
+
+    def is_empty(self) -> bool:
+        return not (self._sent or self._waiting)
+
+    def has_room(self) -> bool:
+        return self._waiting < QUEUE_OPERATIONS and self._waiting_bytes < QUEUE_BYTES
+
+    def add(self, wire: Wire, lane: Hashable) -> None:
+        self._waiting += 1
+        self._waiting_bytes += wire.size
+        if lane is not None and lane in self._lanes:
+            self._lanes[lane].append(wire)
+        elif wire.size > messages.PIECE_SIZE:
+            self._begin_stream(wire, lane)
+        else:
+            self._add_small(wire)
+
+    def frames(self) -> Iterator[tuple[int, list[Wire]]]:
+        """Numbered frames that may leave now: first what must be sent again, then new ones as the window allows."""
+        while self._resend:
+            again = self._resend.popleft()
+            yield again.number, again.wires
+        while self._window_open():
+            stream = self._ready_stream()
+            if self._small:
+                yield self._send(self._batch(), False)
+            elif stream is None:
+                return
+            if stream is not None and self._window_open():
+                yield self._send([self._piece(stream)], True)
+
+    def acknowledge(self, received: int) -> None:
+        if received > self._number:
+            raise ProtocolError(f"frame {received} acknowledged; {self._number} were sent")
+        while self._sent and self._sent[0].number <= received:
+            sent = self._sent.popleft()
+            self._sent_bytes -= sent.size
+            self._sent_pieces -= sent.size if sent.pieces else 0
+
+    def resume(self, received: int) -> None:
+        """A new connection stands, and the peer has everything up to `received`: the rest goes again."""
+        self.acknowledge(received)
+        self._resend = deque(self._sent)
+
+    def _window_open(self) -> bool:
+        return len(self._sent) < WINDOW_FRAMES and self._sent_bytes + LARGEST_FRAME <= WINDOW_BYTES
+
+    def _batch(self) -> list[Wire]:
+        batch: list[Wire] = []
+        size = 0
+        while self._small and len(batch) < messages.BATCH_OPERATIONS:
+            if batch and size + self._small[0].size > messages.BATCH_BYTES:
+                break
+            wire = self._small.popleft()
+            self._small_left += 1
+            size += wire.size
+            batch.append(wire)
+            self._waiting -= 1
+            self._waiting_bytes -= wire.size
+        return batch
+
+    def _add_small(self, wire: Wire) -> None:
+        self._small.append(wire)
+        self._small_added += 1
+
+    def _begin_stream(self, wire: Wire, lane: Hashable) -> None:
+        self._next_stream += 1
+        pieces = messages.split(wire, self._next_stream)
+        if lane is not None:
+            self._lanes.setdefault(lane, deque())
+        self._streams.append(_Stream(pieces, wire.size, lane, self._small_added))
+
+    def _ready_stream(self) -> _Stream | None:
+        """The stream whose turn it is, if pieces may leave: none overtakes a small operation queued before it."""
+        if self._sent_pieces + LARGEST_FRAME > PIECES_BYTES:
+            return None
+        turns = itertools.islice(self._streams, STREAMS)
+        return next((stream for stream in turns if stream.after <= self._small_left), None)
+
+    def _piece(self, stream: _Stream) -> Wire:
+        self._streams.remove(stream)
+        piece = next(stream.pieces)
+        if messages.completes(piece):
+            self._end_stream(stream)
+        else:  # only the first few take turns: more would exceed what the receiver assembles at once
+            self._streams.insert(min(STREAMS - 1, len(self._streams)), stream)
+        return piece
+
+    def _end_stream(self, stream: _Stream) -> None:
+        self._waiting -= 1
+        self._waiting_bytes -= stream.size
+        behind = self._lanes.pop(stream.lane, None) if stream.lane is not None else None
+        while behind:
+            wire = behind.popleft()
+            if wire.size > messages.PIECE_SIZE:
+                self._lanes[stream.lane] = behind
+                self._begin_stream(wire, stream.lane)
+                return
+            self._add_small(wire)
+
+    def _send(self, wires: list[Wire], pieces: bool) -> tuple[int, list[Wire]]:
+        self._number += 1
+        sent = _Sent(self._number, wires, sum(wire.size for wire in wires), pieces)
+        self._sent.append(sent)
+        self._sent_bytes += sent.size
+        self._sent_pieces += sent.size if pieces else 0
+        return sent.number, wires
+
+
+class _Stream(NamedTuple):
+    pieces: Iterator[Wire]
+    size: int
+    lane: Hashable
+    after: int  # how many small operations had been queued when it began

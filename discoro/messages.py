@@ -1,0 +1,549 @@
+"""What crosses the wire: frames and operations, to bytes and back, with every limit checked on the way in.
+
+Pure values: no socket, no clock, no pickle. A frame is a list of parts, the first of which is a msgpack header; the grammar is
+docs/reference/protocol.md. `encode_*` and `decode` are each other's mirror. Whatever is wrong with bytes from outside becomes
+ProtocolError here, so that nobody above needs to distrust a frame again. Bodies stay opaque: opening them is payload.py's job.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import msgpack
+
+from discoro.errors import ProtocolError, TooLarge
+
+PROTOCOL_VERSION = 1
+MAGIC = "discoro"
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+MAX_FRAME = 1 * MIB  # libzmq buffers an announced frame before anybody is authenticated (ZMQ_MAXMSGSIZE)
+PIECE_SIZE = 256 * KIB  # ZMTP heartbeats pass only between complete frames: at 16 Mbit/s a piece takes 0.13 s
+BATCH_BYTES = 256 * KIB  # small operations that share a frame, for the same reason
+BATCH_OPERATIONS = 512  # past this, sharing gains nothing measurable
+PART_WEIGHT = 64  # bytes that libzmq keeps for a part, however small: with it, 1 MiB also bounds how many parts a frame has
+INLINE_BODY = 32 * KIB  # below, copying into the header is cheaper than a ZeroMQ part of its own
+MAX_FIELDS = 128 * KIB  # an operation without its body: with an inline body, or MAX_PARTS empty parts, it still fits a batch
+MAX_MESSAGE = 1 * GIB  # what one operation may cost the receiver's memory
+MAX_STREAMS = 16  # operations under assembly per link; a sender alternates between 8
+MAX_PARTS = 1024  # parts of one operation: out-of-band buffers of one object
+MAX_NAME = 255  # names, verbs, reasons: they are printed
+MAX_TEXT = 64 * KIB  # error texts: a long traceback fits
+MAX_ADDRESSES = 16  # usable interfaces of one machine
+MAX_U64 = (1 << 64) - 1
+
+Part = bytes | bytearray | memoryview
+
+
+class Greeting(NamedTuple):
+    """Who a process is and where its side of the link stands; see the grammar for each field.
+
+    `session` is the sender's own number for the link, `resume` the receiver's, as far as the sender knows it.
+    """
+
+    node: str
+    pid: int
+    birth: int
+    name: str
+    role: str
+    cluster: str
+    python: str
+    software: str
+    addresses: tuple[str, ...]
+    session: int = 0
+    received: int = 0
+    resume: int = 0
+    wanted: int = 0
+
+
+class Hello(NamedTuple):
+    version: int
+    mac: bytes
+    greeting: bytes
+
+
+class Welcome(NamedTuple):
+    mac: bytes
+    greeting: bytes
+
+
+class RefusedFrame(NamedTuple):
+    version: int
+    code: str
+    text: str
+
+
+class Data(NamedTuple):
+    session: int
+    number: int
+    received: int
+    operations: list[Any]  # decoded operations, in order
+
+
+class Ack(NamedTuple):
+    session: int
+    received: int
+
+
+class Bye(NamedTuple):
+    session: int
+    reason: str
+
+
+class Gone(NamedTuple):
+    session: int
+
+
+class Message(NamedTuple):
+    """To the mailbox of coroutine `coro`."""
+
+    coro: int
+    body: Sequence[Part]
+
+
+class Request(NamedTuple):
+    """A question that gets exactly one Reply, or fails with its link. `coro` 0 asks the process itself."""
+
+    id: int
+    coro: int
+    verb: str
+    arguments: dict[str, Any]
+    body: Sequence[Part] = ()
+
+
+class Reply(NamedTuple):
+    id: int
+    ok: bool
+    value: Any
+    body: Sequence[Part] = ()
+
+
+class Exit(NamedTuple):
+    """Coroutine `coro` of the sender ended; body is its packed value or error."""
+
+    coro: int
+    reason: str
+    text: str
+    body: Sequence[Part] = ()
+
+
+class Hold(NamedTuple):
+    """The mailbox of `coro` is full (held), or has room again."""
+
+    coro: int
+    held: bool
+
+
+class Piece(NamedTuple):
+    """One slice of an operation too large for a frame; the first of a stream carries operation and sizes."""
+
+    stream: int
+    last: bool
+    operation: list[Any] | None
+    sizes: list[int] | None
+    part: Part
+
+
+Operation = Message | Request | Reply | Exit | Hold
+Frame = Hello | Welcome | RefusedFrame | Data | Ack | Bye | Gone
+
+_MESSAGE, _REQUEST, _REPLY, _EXIT, _PIECE, _HOLD = 1, 2, 3, 4, 5, 6
+_HELLO, _WELCOME, _REFUSED, _DATA, _ACK, _BYE, _GONE = 1, 2, 3, 4, 5, 6, 7
+_OPERATIONS: dict[int, type[Any]] = {_MESSAGE: Message, _REQUEST: Request, _REPLY: Reply, _EXIT: Exit, _HOLD: Hold}
+_KIND = {kind: number for number, kind in _OPERATIONS.items()}
+_WITH_BODY = {_MESSAGE, _REQUEST, _REPLY, _EXIT}
+
+
+# ------------------------------------------------------------------ out
+
+
+def pack(value: Any) -> bytes:
+    """msgpack bytes of plain values; TypeError where a value is not plain."""
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def encode_hello(mac: bytes, greeting: bytes) -> list[Part]:
+    return [pack([_HELLO, MAGIC, PROTOCOL_VERSION, mac, greeting])]
+
+
+def encode_welcome(mac: bytes, greeting: bytes) -> list[Part]:
+    return [pack([_WELCOME, mac, greeting])]
+
+
+def encode_refused(code: str, text: str) -> list[Part]:
+    return [pack([_REFUSED, PROTOCOL_VERSION, code, clip(text, MAX_TEXT)])]
+
+
+def encode_ack(session: int, received: int) -> list[Part]:
+    return [pack([_ACK, session, received])]
+
+
+def encode_bye(session: int, reason: str) -> list[Part]:
+    return [pack([_BYE, session, clip(reason, MAX_NAME)])]
+
+
+def encode_gone(session: int) -> list[Part]:
+    return [pack([_GONE, session])]
+
+
+def encode_greeting(greeting: Greeting) -> bytes:
+    """The bytes that the mac is made over. ProtocolError names a field that no peer would accept (a name too long, say)."""
+    fields = [list(field) if isinstance(field, tuple) else field for field in greeting]
+    return pack(_checked(fields, _GREETING, "greeting"))
+
+
+def clip(text: str, limit: int) -> str:
+    """The beginning of a text, in at most `limit` bytes of UTF-8; what UTF-8 cannot take (odd file names) is escaped."""
+    return text.encode("utf-8", "backslashreplace")[:limit].decode("utf-8", "ignore")
+
+
+class Wire(NamedTuple):
+    """An operation ready to travel: its header (msgpack values), its parts, and what both weigh in bytes."""
+
+    header: list[Any]
+    parts: Sequence[Part]
+    size: int
+
+
+def to_wire(operation: Operation) -> Wire:
+    """The operation as it stands in a frame; what cannot travel is refused here, before anything is sent.
+
+    Raises TooLarge past MAX_MESSAGE, MAX_PARTS or MAX_FIELDS; TypeError or ValueError for arguments that are not msgpack
+    values; ProtocolError for a field that the receiver would not accept.
+    """
+    if type(operation) is Message:  # the hot path: 0.5 µs
+        coro, body = operation
+        if len(body) == 1 and type(body[0]) is bytes and len(body[0]) <= INLINE_BODY and _u64(coro):
+            return Wire([_MESSAGE, coro, body[0]], (), 32 + len(body[0]))
+    kind = _KIND[type(operation)]
+    if kind not in _WITH_BODY:
+        return Wire([kind, *_checked([*operation], _CHECKS[kind], type(operation).__name__)], (), 16)
+    fields: list[Any] = list(_clipped(operation))
+    body = fields.pop()
+    size = _body_size(body)
+    header_size = _header_size(kind, fields)
+    if len(body) == 1 and size <= INLINE_BODY:
+        return Wire([kind, *fields, bytes(body[0])], (), size + header_size)
+    return Wire([kind, *fields, len(body)], body, size + header_size + PART_WEIGHT * len(body))
+
+
+def _clipped(operation: Operation) -> Operation:
+    """The operation with texts for people, which can have any length, cut to what the receiver accepts."""
+    if isinstance(operation, Exit):
+        return operation._replace(reason=clip(operation.reason, MAX_NAME), text=clip(operation.text, MAX_TEXT))
+    if isinstance(operation, Reply) and not operation.ok:
+        name, text = operation.value
+        return operation._replace(value=[clip(name, MAX_NAME), clip(text, MAX_TEXT)])
+    return operation
+
+
+def _body_size(body: Sequence[Part]) -> int:
+    size = sum(map(_nbytes, body))
+    if size > MAX_MESSAGE:
+        raise TooLarge(f"a message of {size} bytes; at most {MAX_MESSAGE} travel in one. Send it in parts, or as a file")
+    if len(body) > MAX_PARTS:
+        raise TooLarge(f"a message of {len(body)} separate buffers; at most {MAX_PARTS} travel in one")
+    return size
+
+
+def _header_size(kind: int, fields: list[Any]) -> int:
+    """At least what the fields take in the header of a frame."""
+    _checked(fields, _CHECKS[kind][:-1], _OPERATIONS[kind].__name__)
+    if kind == _MESSAGE:
+        return 32
+    size = len(pack([[[fields]]])) + 8  # as deep as in a frame: msgpack limits nesting too
+    if size > MAX_FIELDS:
+        raise TooLarge(f"a request or reply of {size} bytes without its body; at most {MAX_FIELDS}")
+    return size
+
+
+def _nbytes(part: Part) -> int:
+    return len(part) if isinstance(part, bytes) else memoryview(part).nbytes
+
+
+def encode_data(session: int, number: int, received: int, wires: Sequence[Wire]) -> list[Part]:
+    """One numbered frame of several operations, parts in the order of their operations."""
+    frame: list[Part] = [pack([_DATA, session, number, received, [wire.header for wire in wires]])]
+    for wire in wires:
+        frame.extend(wire.parts)
+    return frame
+
+
+def split(wire: Wire, stream: int) -> Iterator[Wire]:
+    """The pieces of an operation larger than PIECE_SIZE; slices share the memory of the parts.
+
+    There is at least one: without the bytes of its parts, an operation weighs less than that (MAX_FIELDS).
+    """
+    views = [memoryview(part).cast("B") for part in wire.parts if _nbytes(part)]
+    slices = [view[at : at + PIECE_SIZE] for view in views for at in range(0, len(view), PIECE_SIZE)]
+    sizes = [_nbytes(part) for part in wire.parts]
+    for index, part in enumerate(slices):
+        first, last = index == 0, index == len(slices) - 1
+        header = [_PIECE, stream, last, wire.header if first else None, sizes if first else None]
+        weight = len(part) + PART_WEIGHT + (len(pack(header)) if first else 24)
+        yield Wire(header, (part,), weight)
+
+
+def completes(wire: Wire) -> bool:
+    """Whether the operation is whole with this: all but a piece that is not its last."""
+    return wire.header[0] != _PIECE or bool(wire.header[2])
+
+
+# ------------------------------------------------------------------ in
+
+
+def unpack(data: Part, limit: int = MAX_FRAME) -> Any:
+    """Plain values from at most `limit` bytes of msgpack; ProtocolError for anything else, however nested or announced."""
+    if _nbytes(data) > limit:
+        raise ProtocolError(f"a header of {_nbytes(data)} bytes; at most {limit}")
+    try:
+        return msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=_no_extension)
+    except (ValueError, msgpack.UnpackException, TypeError) as error:  # TypeError: a map with a list as a key
+        raise ProtocolError(f"not a discoro header: {type(error).__name__} {error}"[:200]) from None
+
+
+def _no_extension(code: int, data: bytes) -> NoReturn:
+    raise ValueError(f"extension {code}")
+
+
+def decode(parts: Sequence[Part]) -> Frame:
+    """The frame in these parts; ProtocolError if they are none."""
+    if not parts:
+        raise ProtocolError("a frame without a header")
+    weight = sum(map(_nbytes, parts)) + PART_WEIGHT * (len(parts) - 1)
+    if weight > MAX_FRAME:
+        raise ProtocolError(f"a frame of {weight} bytes in {len(parts)} parts; at most {MAX_FRAME}")
+    header = unpack(parts[0])
+    if not isinstance(header, list) or not header or type(header[0]) is not int:
+        raise ProtocolError("the header is not an array that begins with a kind")
+    kind, fields = header[0], header[1:]
+    if kind == _DATA:
+        return _decode_data(fields, parts)
+    if len(parts) != 1:
+        raise ProtocolError(f"a frame of kind {kind} with {len(parts)} parts")
+    if kind == _HELLO:
+        return _decode_hello(fields)
+    shape = _SHAPES.get(kind)
+    if shape is None:
+        raise ProtocolError(f"unknown kind of frame {kind}")
+    make, checks = shape
+    frame: Frame = make(*_checked(fields, checks, make.__name__))
+    return frame
+
+
+def decode_greeting(data: bytes) -> Greeting:
+    """The greeting in these bytes; only to be called once its mac was verified."""
+    fields = unpack(data, 16 * KIB)
+    checked = _checked(fields, _GREETING, "greeting")
+    checked[8] = tuple(checked[8])
+    return Greeting(*checked)
+
+
+def _decode_hello(fields: list[Any]) -> Hello:
+    if len(fields) < 2 or fields[0] != MAGIC or not _u64(fields[1]):
+        raise ProtocolError("a hello that is not discoro's")
+    if fields[1] != PROTOCOL_VERSION:  # whatever follows is that version's own business
+        return Hello(fields[1], b"", b"")
+    return Hello(*_checked(fields[1:], (_u64, _short_bytes, _short_bytes), "hello"))
+
+
+def _decode_data(fields: list[Any], parts: Sequence[Part]) -> Data:
+    session, number, received, headers = _checked(fields, (_u64, _number, _u64, _list), "data")
+    rest = iter(parts[1:])
+    operations = [_decode_operation(header, rest) for header in headers]
+    if next(rest, None) is not None:
+        raise ProtocolError("a frame with parts that belong to no operation")
+    return Data(session, number, received, operations)
+
+
+def _decode_operation(header: Any, parts: Iterator[Part]) -> Operation | Piece:
+    if not isinstance(header, list) or not header or type(header[0]) is not int:
+        raise ProtocolError("an operation that is not an array that begins with a kind")
+    kind = header[0]
+    if kind == _MESSAGE and len(header) == 3 and _u64(header[1]):
+        return Message(header[1], _body(header[2], parts))  # the hot path
+    if kind == _PIECE:
+        stream, last, operation, sizes = _checked(header[1:], (_u64, _bool, _list_or_none, _sizes), "piece")
+        return Piece(stream, last, operation, sizes, _take(parts))
+    return _operation(kind, header[1:], lambda field: _body(field, parts))
+
+
+def _operation(kind: int, fields: list[Any], body: Callable[[Any], Sequence[Part]]) -> Operation:
+    checks = _CHECKS.get(kind)
+    if checks is None:
+        raise ProtocolError(f"unknown kind of operation {kind}")
+    checked = _checked(fields, checks, _OPERATIONS[kind].__name__)
+    if kind in _WITH_BODY:
+        checked[-1] = body(checked[-1])
+    operation: Operation = _OPERATIONS[kind](*checked)
+    if isinstance(operation, Reply) and not operation.ok and not _error(operation.value):
+        raise ProtocolError("a reply with an error that is not a class and a text")
+    return operation
+
+
+def _body(field: Any, parts: Iterator[Part]) -> Sequence[Part]:
+    if type(field) is bytes:
+        return (field,)
+    if type(field) is int and 0 <= field <= MAX_PARTS:
+        return [_take(parts) for _ in range(field)]
+    raise ProtocolError("a body that is neither bytes nor a number of parts")
+
+
+def _take(parts: Iterator[Part]) -> Part:
+    part = next(parts, None)
+    if part is None:
+        raise ProtocolError("a frame with fewer parts than its operations announce")
+    return part
+
+
+class Assembler:
+    """Puts the pieces of one link's large operations together again.
+
+    `add` gives the operation with its last piece, None before. What the first piece announces is checked with it, and what
+    really comes with each; memory is taken as bytes come, not as they are announced. The bodies are bytearrays: what is built
+    on them is writable.
+    """
+
+    def __init__(self) -> None:
+        self._streams: dict[int, _Stream] = {}
+
+    def add(self, piece: Piece) -> Operation | None:
+        stream = self._streams.get(piece.stream)
+        if stream is None:
+            stream = self._streams[piece.stream] = self._begin(piece)
+        elif piece.operation is not None or piece.sizes is not None:
+            raise ProtocolError(f"stream {piece.stream} begun twice")
+        stream.fill(piece.part)
+        if not piece.last:
+            return None
+        if stream.missing:
+            raise ProtocolError(f"an operation {stream.missing} bytes shorter than it announced")
+        del self._streams[piece.stream]
+        return stream.operation
+
+    def _begin(self, piece: Piece) -> _Stream:
+        if piece.operation is None or piece.sizes is None:
+            raise ProtocolError(f"a piece of stream {piece.stream}, which never began")
+        if len(self._streams) >= MAX_STREAMS:
+            raise ProtocolError(f"more than {MAX_STREAMS} operations under assembly")
+        if sum(piece.sizes) > MAX_MESSAGE:
+            raise ProtocolError(f"an operation of {sum(piece.sizes)} bytes; at most {MAX_MESSAGE}")
+        return _Stream(piece.operation, piece.sizes)
+
+
+class _Stream:
+    """One operation under assembly: its header is checked at once, its parts fill in order."""
+
+    def __init__(self, header: list[Any], sizes: list[int]) -> None:
+        if not header or type(header[0]) is not int or header[0] not in _WITH_BODY:
+            raise ProtocolError("pieces of an operation that has no body")
+        self.parts = [bytearray() for _ in sizes]
+        self.sizes = sizes
+        self.missing = sum(sizes)
+        self.index = 0  # the part that the next byte goes to
+        self.operation = _operation(header[0], header[1:], self._claim)
+
+    def fill(self, piece: Part) -> None:
+        while self.index < len(self.sizes) and len(self.parts[self.index]) == self.sizes[self.index]:
+            self.index += 1
+        size = _nbytes(piece)
+        if self.index == len(self.sizes) or len(self.parts[self.index]) + size > self.sizes[self.index]:
+            raise ProtocolError("a piece longer than its operation announced")
+        self.parts[self.index] += piece
+        self.missing -= size
+
+    def _claim(self, field: Any) -> Sequence[Part]:
+        if type(field) is not int or field != len(self.sizes):
+            raise ProtocolError("an operation whose number of parts is not what it announced")
+        return self.parts
+
+
+# ------------------------------------------------------------------ checks: one function per kind of field
+
+
+def _checked(fields: Any, checks: Sequence[Any], what: str) -> list[Any]:
+    if not isinstance(fields, list) or len(fields) != len(checks):
+        raise ProtocolError(f"{what}: {len(checks)} fields expected")
+    for index, (field, check) in enumerate(zip(fields, checks, strict=True)):
+        if not check(field):
+            raise ProtocolError(f"{what}: field {index} is not allowed: {reprlib.repr(field)}"[:200])
+    return fields
+
+
+def _u64(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_U64
+
+
+def _number(value: Any) -> bool:
+    return _u64(value) and value > 0
+
+
+def _bool(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _name(value: Any) -> bool:
+    return type(value) is str and len(value.encode("utf-8", "replace")) <= MAX_NAME
+
+
+def _text(value: Any) -> bool:
+    return type(value) is str and len(value.encode("utf-8", "replace")) <= MAX_TEXT
+
+
+def _error(value: Any) -> bool:
+    return type(value) is list and len(value) == 2 and _name(value[0]) and _text(value[1])
+
+
+def _short_bytes(value: Any) -> bool:
+    return type(value) is bytes and len(value) <= 16 * KIB
+
+
+def _list(value: Any) -> bool:
+    return type(value) is list and len(value) <= BATCH_OPERATIONS
+
+
+def _list_or_none(value: Any) -> bool:
+    return value is None or (type(value) is list and len(value) <= 8)
+
+
+def _sizes(value: Any) -> bool:
+    return value is None or (type(value) is list and 0 < len(value) <= MAX_PARTS and all(map(_u64, value)))
+
+
+def _arguments(value: Any) -> bool:
+    return type(value) is dict and len(value) <= 32 and all(type(key) is str for key in value)
+
+
+def _addresses(value: Any) -> bool:
+    return type(value) is list and len(value) <= MAX_ADDRESSES and all(map(_name, value))
+
+
+def _role(value: Any) -> bool:
+    return value in ("node", "worker", "client")
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+_GREETING = (
+    *(_name, _u64, _u64, _name, _role, _name, _name, _name),  # who
+    *(_addresses, _u64, _u64, _u64, _u64),  # where, and how far
+)
+_SHAPES: dict[int, tuple[type[Any], Sequence[Any]]] = {
+    _WELCOME: (Welcome, (_short_bytes, _short_bytes)),
+    _REFUSED: (RefusedFrame, (_u64, _name, _text)),
+    _ACK: (Ack, (_u64, _u64)),
+    _BYE: (Bye, (_u64, _name)),
+    _GONE: (Gone, (_u64,)),
+}
+_CHECKS: dict[int, Sequence[Any]] = {
+    _MESSAGE: (_u64, _anything),
+    _REQUEST: (_u64, _u64, _name, _arguments, _anything),
+    _REPLY: (_u64, _bool, _anything, _anything),
+    _EXIT: (_u64, _name, _text, _anything),
+    _HOLD: (_u64, _bool),
+}

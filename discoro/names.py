@@ -1,0 +1,238 @@
+"""Names: which coroutine of this process, or of one that told us, is registered under which.
+
+`register` confirms with every known node; `locate` looks here first, then asks every known node until one answers. It decides
+and waits, but never touches a link: it asks the `Neighbours` (the mesh) to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+from discoro.coro import Coro, CoroRef
+from discoro.errors import DiscoroError, NameTaken, NoNodes, ProtocolError, Timeout
+from discoro.messages import MAX_NAME, Greeting
+
+log = logging.getLogger("discoro.names")
+
+MAX_FOREIGN = 10_000  # names that other processes may register here, in all
+ASK_AGAIN_FIRST, ASK_AGAIN_MOST = 0.05, 1.0  # seconds between two rounds of questions, doubled each time
+ANSWER_TIMEOUT = 2.0  # seconds a node may take to answer before the round goes on without it
+SETTLE = 1.2  # seconds without a new node after which `servers` has seen all: mDNS answers within 1.1 s
+SAY_AGAIN = 5.0  # seconds between two log lines about waiting
+
+
+class Found(NamedTuple):
+    """One registered coroutine, and how busy it is (0: free)."""
+
+    ref: CoroRef
+    load: int
+
+
+class Neighbours(Protocol):
+    """What names need of the mesh."""
+
+    @property
+    def me(self) -> Greeting: ...
+    def nodes(self) -> list[Greeting]: ...
+    async def ask(self, birth: int, verb: str, arguments: dict[str, Any], timeout: float) -> Any: ...
+    def look_again(self) -> None: ...
+    def why_no_nodes(self) -> str: ...
+
+
+class Names:
+    """The names of one process, and the search for others'."""
+
+    def __init__(self, neighbours: Neighbours, discover_timeout: float) -> None:
+        self._neighbours = neighbours
+        self._discover_timeout = discover_timeout
+        self._here: dict[str, list[Coro]] = {}
+        self._foreign: dict[int, dict[str, CoroRef]] = {}  # by the birth of the process that registered
+        self.node_came: asyncio.Event = asyncio.Event()  # set, and replaced, whenever a node is linked
+
+    # -------------------------------------------------------------- registering
+
+    async def register(self, coro: Coro, name: str, shared: bool = False) -> int:
+        """See Coro.register; `shared` lets the discoro_servers of a node's slots carry one name."""
+        if not 0 < len(name.encode()) <= MAX_NAME:
+            raise ValueError(f"a name has 1 to {MAX_NAME} bytes; this has {len(name.encode())}")
+        holders = self._here.setdefault(name, [])
+        if coro not in holders:
+            if holders and not shared:
+                raise NameTaken(f"{name!r} is the name of {holders[0]} in this process already: unregister it, or choose another")
+            holders.append(coro)
+        await self._tell("register", [(name, coro.ref)])
+        return 0
+
+    async def unregister(self, coro: Coro, name: str | None) -> int:
+        """See Coro.unregister."""
+        gone = self.forget(coro, name)
+        await self._tell("unregister", [(gone_name, coro.ref) for gone_name in gone])
+        return 0
+
+    def forget(self, coro: Coro, name: str | None = None) -> list[str]:
+        """The coroutine loses this name, or every name; gives the names it lost."""
+        gone = [each for each, holders in self._here.items() if coro in holders and name in (None, each)]
+        for each in gone:
+            self._here[each].remove(coro)
+            if not self._here[each]:
+                del self._here[each]
+        return gone
+
+    async def _tell(self, verb: str, pairs: Iterable[tuple[str, CoroRef]]) -> None:
+        """Every known node confirms, or is gone."""
+        asked = [
+            self._neighbours.ask(node.birth, verb, {"name": name, "ref": ref.to_plain()}, ANSWER_TIMEOUT)
+            for name, ref in pairs
+            for node in self._neighbours.nodes()
+        ]
+        for answer in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(answer, DiscoroError):
+                log.warning("! a node did not confirm %s: %s", verb, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+
+    async def node_linked(self, birth: int) -> None:
+        """A node is known now: tell it our names, and wake who waits for nodes."""
+        came, self.node_came = self.node_came, asyncio.Event()
+        came.set()
+        for name, holders in list(self._here.items()):
+            for coro in holders:
+                arguments = {"name": name, "ref": coro.ref.to_plain()}
+                await self._neighbours.ask(birth, "register", arguments, ANSWER_TIMEOUT)
+
+    # -------------------------------------------------------------- what others ask
+
+    def on_register(self, peer: Greeting, arguments: dict[str, Any]) -> int:
+        name, ref = _name_and_ref(arguments)
+        if ref.birth != peer.birth:
+            raise ProtocolError(f"{peer.name} registers a coroutine of another process")
+        if sum(map(len, self._foreign.values())) >= MAX_FOREIGN:
+            raise ProtocolError(f"{MAX_FOREIGN} names are registered here, and no more are taken")
+        self._foreign.setdefault(peer.birth, {})[name] = ref
+        return 0
+
+    def on_unregister(self, peer: Greeting, arguments: dict[str, Any]) -> int:
+        name, _ = _name_and_ref(arguments)
+        self._foreign.get(peer.birth, {}).pop(name, None)
+        return 0
+
+    def on_locate(self, arguments: dict[str, Any]) -> list[Any]:
+        name = arguments.get("name")
+        if not isinstance(name, str):
+            raise ProtocolError("locate without a name")
+        return [[found.ref.to_plain(), found.load] for found in self.known(name)]
+
+    def peer_lost(self, birth: int) -> None:
+        """What that process registered is gone with it."""
+        self._foreign.pop(birth, None)
+
+    def known(self, name: str) -> list[Found]:
+        """All that this process knows under the name: its own coroutines, and what others registered with it."""
+        here = [Found(coro.ref, coro.load) for coro in self._here.get(name, [])]
+        there = [Found(names[name], 0) for names in self._foreign.values() if name in names]
+        return here + there
+
+    # -------------------------------------------------------------- searching
+
+    async def locate(self, name: str, location: str | None, timeout: float | None) -> CoroRef:
+        """See Coro.locate."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._locate(name, location)
+        except TimeoutError:
+            nodes = ", ".join(node.name for node in self._neighbours.nodes()) or "none"
+            where = f" at {location}" if location else ""
+            raise Timeout(f"nobody registered {name!r}{where} in {timeout:g} s; nodes asked: {nodes}") from None
+
+    async def servers(self, name: str, timeout: float | None) -> list[CoroRef]:
+        """The references of every coroutine of that name on the mesh, free ones first.
+
+        Waits until no further node has turned up for a while, at most `timeout` seconds. NoNodes where none did.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (self._discover_timeout if timeout is None else timeout)
+        if not await self._some_node(until - loop.time()):
+            raise NoNodes(self._neighbours.why_no_nodes())
+        while loop.time() < until:
+            try:
+                async with asyncio.timeout(min(SETTLE, until - loop.time())):
+                    await self.node_came.wait()
+            except TimeoutError:
+                break
+        found = await self._ask_all(name, None)
+        return [each.ref for each in sorted(found, key=lambda found: (found.load, found.ref.name, found.ref.id))]
+
+    async def _locate(self, name: str, location: str | None) -> CoroRef:
+        if location is None and name in self._here:
+            return self._here[name][0].ref
+        pause, said, loop = ASK_AGAIN_FIRST, asyncio.get_running_loop().time(), asyncio.get_running_loop()
+        if not await self._some_node(self._discover_timeout):
+            raise NoNodes(self._neighbours.why_no_nodes())
+        while not (found := await self._ask_all(name, location)):
+            if loop.time() - said >= SAY_AGAIN:
+                said = loop.time()
+                log.warning("= waiting for %r to be registered; asked %d nodes", name, len(self._neighbours.nodes()))
+            await self._pause(pause)
+            pause = min(2 * pause, ASK_AGAIN_MOST)
+        least = min(each.load for each in found)
+        return random.choice([each.ref for each in found if each.load == least])
+
+    async def _ask_all(self, name: str, location: str | None) -> list[Found]:
+        """What this process and every known node has under the name, once each."""
+        nodes = [node for node in self._neighbours.nodes() if location is None or _is_at(node, location)]
+        asked = [self._neighbours.ask(node.birth, "locate", {"name": name}, ANSWER_TIMEOUT) for node in nodes]
+        found = {} if location else {each.ref: each for each in self.known(name)}
+        for node, answer in zip(nodes, await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if isinstance(answer, DiscoroError):
+                log.info("< %s did not answer locate: %s", node.name, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                found.update((each.ref, each) for each in _found(answer))
+        return list(found.values())
+
+    async def _some_node(self, timeout: float) -> bool:
+        """Whether a node is linked, at the latest after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._neighbours.nodes():
+                    self._neighbours.look_again()
+                    await self._pause(ASK_AGAIN_MOST)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _pause(self, seconds: float) -> None:
+        """For some time, or until another node is linked."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.node_came.wait()
+        except TimeoutError:
+            pass
+
+
+def _name_and_ref(arguments: dict[str, Any]) -> tuple[str, CoroRef]:
+    name = arguments.get("name")
+    try:
+        ref = CoroRef.from_plain(arguments.get("ref"))
+    except ValueError:
+        raise ProtocolError("register without a reference") from None
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_NAME:
+        raise ProtocolError("register without a name")
+    return name, ref
+
+
+def _found(answer: Any) -> list[Found]:
+    try:
+        return [Found(CoroRef.from_plain(ref), int(load)) for ref, load in answer]
+    except (TypeError, ValueError):
+        raise ProtocolError("an answer to locate that is not a list of references") from None
+
+
+def _is_at(node: Greeting, location: str) -> bool:
+    hosts = {address.rpartition(":")[0] for address in node.addresses}
+    return location == node.name or location == node.node or location in node.addresses or location in hosts

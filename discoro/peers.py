@@ -1,0 +1,331 @@
+"""The links of this process: who is greeted, over which connection, and when to look again.
+
+Sits between the transport, which knows connections and frames, and the mesh, which knows coroutines. It performs what each
+Link decides (dial, send, drop), checks every greeting before anything else of a peer is believed, keeps one timer per link, and
+hands operations up in order. It never opens a body and never decides who should be dialled: the mesh asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from discoro import messages
+from discoro.errors import PeerLost, ProtocolError, Refused, Unreachable
+from discoro.link import Action, Dial, Drop, Link, Send, SendGreeting, State, refusal
+from discoro.messages import Greeting, Operation, Part
+from discoro.transport import Ended
+
+if TYPE_CHECKING:
+    from discoro.security import Security
+
+log = logging.getLogger("discoro.peers")
+
+MAX_LINKS = 4096  # far above what one process uses; bounds what authenticated peers can make us keep
+
+
+class Wire(Protocol):
+    """What this needs of a transport."""
+
+    def dial(self, address: str) -> int: ...
+    def send(self, conn: int, parts: Sequence[Part]) -> bool: ...
+    def drop(self, conn: int, flush: bool = False) -> None: ...
+
+
+class Owner(Protocol):
+    """Who is told what comes of the links."""
+
+    def opened(self, link: Link) -> None: ...
+    def operation(self, link: Link, operation: Operation) -> None: ...
+    def lost(self, link: Link) -> None: ...
+
+
+class Peers:
+    """All links of one process. `me` is what it says of itself; `addresses` in it are known once it listens."""
+
+    def __init__(
+        self, me: Greeting, security: Security, owner: Owner, *, connect_timeout: float = 5.0, peer_timeout: float = 15.0
+    ) -> None:
+        self.me = me
+        self.wire: Wire
+        self._security = security
+        self._owner = owner
+        self._timeouts = {"connect_timeout": connect_timeout, "peer_timeout": peer_timeout}
+        self._loop = asyncio.get_running_loop()
+        self._links: dict[int, Link] = {}  # by birth
+        self._by_connection: dict[int, Link] = {}
+        self._inquiries: dict[int, asyncio.Future[Greeting]] = {}
+        self._timers: dict[Link, asyncio.TimerHandle] = {}
+        self._announced: set[Link] = set()  # opened() was called
+        self._dirty: dict[Link, None] = {}  # have something to send at the end of this turn
+
+    def __repr__(self) -> str:
+        return f"<Peers {list(self._links.values())!r}>"
+
+    def __iter__(self) -> Iterator[Link]:
+        return iter([link for link in self._links.values() if link.state is State.OPEN or link.opened])
+
+    # -------------------------------------------------------------- what the mesh asks
+
+    def get(self, birth: int) -> Link | None:
+        """The live link to that birth, whatever its state."""
+        return self._links.get(birth)
+
+    def link(self, birth: int, addresses: Sequence[str]) -> Link:
+        """The live link to that birth, or a new one that dials these addresses. Unreachable where there is neither."""
+        link = self._links.get(birth)
+        if link is not None:
+            return link
+        if not addresses:
+            raise Unreachable(f"no link to birth {birth:016x}, and no address of it is known")
+        link = self._new_link(birth, secrets.randbits(63) + 1, addresses)
+        self._settle(link)
+        return link
+
+    def post(self, link: Link, operation: Operation, lane: Hashable = None) -> None:
+        """Queue an operation. The first of a turn leaves at once; the rest leave together when the turn ends.
+
+        PeerLost where the link has ended.
+        """
+        if link.ended:
+            raise PeerLost(f"{link!r} has ended: {link.lost_because}")
+        link.send(operation, lane)
+        if link in self._dirty:
+            return
+        if not self._dirty:
+            self._loop.call_soon(self._flush)
+        self._dirty[link] = None
+        self._settle(link)
+
+    async def inquire(self, address: str, timeout: float) -> Greeting:
+        """Who listens at that address. Raises Unreachable, Refused (another key, cluster, version), TimeoutError."""
+        answer: asyncio.Future[Greeting] = self._loop.create_future()
+        connection = self.wire.dial(address)
+        self._inquiries[connection] = answer
+        try:
+            return await asyncio.wait_for(answer, timeout)
+        finally:
+            self._inquiries.pop(connection, None)
+            self.wire.drop(connection)
+
+    def lose(self, birth: int, reason: str) -> None:
+        """That process is certainly gone: end its link."""
+        link = self._links.get(birth)
+        if link is not None:
+            link.lose(reason)
+            self._settle(link)
+
+    def close(self, reason: str) -> None:
+        """End every link in order."""
+        for link in list(self._links.values()):
+            link.close(reason)
+            self._settle(link)
+
+    def idle(self) -> bool:
+        """Whether nothing waits to be sent or acknowledged on any open link."""
+        return all(link.outbox.is_empty() for link in self._links.values() if link.state is State.OPEN)
+
+    # -------------------------------------------------------------- what the transport tells
+
+    def connected(self, connection: int) -> None:
+        if connection in self._inquiries:
+            self._greet(connection, self.me, welcome=False)
+            return
+        link = self._by_connection.get(connection)
+        if link is not None:
+            link.connected(connection, self._loop.time())
+            self._settle(link)
+
+    def received(self, connection: int, parts: Sequence[Part]) -> None:
+        try:
+            self._frame(connection, messages.decode(parts), parts)
+        except ProtocolError as error:
+            self._cut(connection, error)
+            return
+        link = self._by_connection.get(connection)
+        if link is not None:
+            self._settle(link)
+
+    def ended(self, connection: int, how: Ended, detail: str) -> None:
+        inquiry = self._inquiries.pop(connection, None)
+        if inquiry is not None and not inquiry.done():
+            inquiry.set_exception((Refused if how is Ended.DENIED else Unreachable)(detail))
+        link = self._by_connection.pop(connection, None)
+        if link is not None:
+            nobody = how in (Ended.REFUSED, Ended.DENIED)
+            link.ended_connection(connection, self._loop.time(), detail, refused=nobody)
+            self._settle(link)
+
+    # -------------------------------------------------------------- frames
+
+    def _frame(self, connection: int, frame: messages.Frame, parts: Sequence[Part]) -> None:
+        if isinstance(frame, messages.Hello):
+            self._hello(connection, frame)
+            return
+        if isinstance(frame, messages.Welcome) and connection in self._inquiries:
+            self._answered(self._inquiries[connection], self._verified(frame.mac, frame.greeting))
+            return
+        if isinstance(frame, messages.RefusedFrame) and connection in self._inquiries:
+            self._inquiries[connection].set_exception(Refused(frame.text))
+            return
+        link = self._by_connection.get(connection)
+        if link is not None:  # else: the rest of a conversation that is over
+            self._link_frame(link, connection, frame, parts)
+
+    def _link_frame(self, link: Link, connection: int, frame: messages.Frame, parts: Sequence[Part]) -> None:
+        now = self._loop.time()
+        match frame:
+            case messages.Data():
+                size = sum(len(part) for part in parts)
+                for operation in link.data(connection, frame, size, now):
+                    self._owner.operation(link, operation)
+            case messages.Ack(session, received):
+                link.acknowledged(connection, session, received)
+            case messages.Welcome(mac, greeting):
+                link.welcome(connection, self._verified(mac, greeting), now)
+            case messages.RefusedFrame(_, code, text):
+                link.refused_greeting(connection, code, text, now)
+            case messages.Gone(session) if session == link.session:
+                link.gone(connection)
+            case messages.Bye(session, reason) if session == link.session:
+                link.bye(connection, reason)
+
+    def _hello(self, connection: int, hello: messages.Hello) -> None:
+        """Somebody greets us: checked in the order that the protocol says, before anything of it is believed."""
+        if hello.version != messages.PROTOCOL_VERSION:
+            mine = messages.PROTOCOL_VERSION
+            text = f"{self.me.name} speaks protocol {mine}, the other side {hello.version}: use the same discoro on both"
+            return self._refuse(connection, "protocol", text)
+        if not self._security.verify(hello.greeting, hello.mac):
+            return self._refuse(connection, "key", f"{self.me.name} has another cluster key")
+        theirs = messages.decode_greeting(hello.greeting)
+        no = refusal(self.me, theirs)
+        if theirs.birth == self.me.birth:
+            no = "stale", "that address is this process's own"
+        if no:
+            return self._refuse(connection, *no)
+        if theirs.session == 0:
+            return self._greet(connection, self.me, welcome=True)
+        self._greeted(connection, theirs)
+
+    def _greeted(self, connection: int, theirs: Greeting) -> None:
+        link = self._links.get(theirs.birth)
+        if theirs.resume and (link is None or link.session != theirs.session):
+            self.wire.send(connection, messages.encode_gone(theirs.session))
+            self.wire.drop(connection, flush=True)
+            return
+        if link is not None and link.begun_anew(theirs):
+            link.lose("the peer ended the link")
+            self._settle(link)
+            link = None
+        if link is None:
+            if len(self._links) >= MAX_LINKS:
+                return self._refuse(connection, "full", f"{self.me.name} has {MAX_LINKS} links and takes no more")
+            link = self._new_link(theirs.birth, theirs.session, theirs.addresses)
+        self._by_connection[connection] = link
+        link.hello(connection, theirs, self._loop.time())
+        self._settle(link)
+
+    def _verified(self, mac: bytes, greeting: bytes) -> Greeting:
+        if not self._security.verify(greeting, mac):
+            raise ProtocolError("a welcome without the cluster's key")
+        return messages.decode_greeting(greeting)
+
+    @staticmethod
+    def _answered(inquiry: asyncio.Future[Greeting], greeting: Greeting) -> None:
+        if not inquiry.done():
+            inquiry.set_result(greeting)
+
+    def _refuse(self, connection: int, code: str, text: str) -> None:
+        log.warning("! refused a greeting: %s", text)
+        self.wire.send(connection, messages.encode_refused(code, text))
+        self.wire.drop(connection, flush=True)
+
+    def _cut(self, connection: int, error: ProtocolError) -> None:
+        """A peer broke the protocol: it is told and cut off; a link with it is over, since what it meant is unknown."""
+        link = self._by_connection.get(connection)
+        log.warning("! %s broke the protocol: %s", link or f"connection {connection}", error)
+        if link is not None:
+            self.wire.send(connection, messages.encode_bye(link.session, f"you broke the protocol: {error}"))
+            link.lose(f"it broke the protocol: {error}")
+            self._settle(link)
+        else:
+            self.wire.drop(connection)
+
+    # -------------------------------------------------------------- doing what links decide
+
+    def _new_link(self, birth: int, session: int, addresses: Sequence[str]) -> Link:
+        link = Link(self.me, session, self._loop.time(), birth=birth, addresses=addresses, **self._timeouts)
+        self._links[birth] = link
+        return link
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, {}
+        for link in dirty:
+            self._settle(link)
+
+    def _settle(self, link: Link) -> None:
+        """Do everything the link wants now, tell the owner what became of it, and set its timer."""
+        while actions := link.actions(self._loop.time()):
+            for action in actions:
+                self._perform(link, action)
+        if link.ended:
+            self._forget(link)
+            return
+        if link.state is State.OPEN and link not in self._announced:
+            self._announced.add(link)
+            self._owner.opened(link)
+        self._set_timer(link)
+
+    def _perform(self, link: Link, action: Action) -> None:
+        match action:
+            case Send(connection, parts):
+                sent = self.wire.send(connection, parts)
+            case SendGreeting(connection, greeting, welcome):
+                sent = self._greet(connection, greeting, welcome)
+            case Drop(connection, flush):
+                self._by_connection.pop(connection, None)
+                self.wire.drop(connection, flush)
+                return
+            case Dial(address):
+                connection = self.wire.dial(address)
+                self._by_connection[connection] = link
+                link.dialled(connection, address)
+                return
+        if not sent:
+            link.ended_connection(connection, self._loop.time(), "the connection broke")
+
+    def _greet(self, connection: int, greeting: Greeting, welcome: bool) -> bool:
+        body = messages.encode_greeting(greeting)
+        encode = messages.encode_welcome if welcome else messages.encode_hello
+        return self.wire.send(connection, encode(self._security.mac(body), body))
+
+    def _set_timer(self, link: Link) -> None:
+        deadline = link.next_deadline()
+        timer = self._timers.get(link)
+        if timer is not None:
+            if timer.when() == deadline:
+                return
+            timer.cancel()
+            del self._timers[link]
+        if deadline is not None:
+            self._timers[link] = self._loop.call_at(deadline, self._on_timer, link)
+
+    def _on_timer(self, link: Link) -> None:
+        self._timers.pop(link, None)
+        link.handle_timer(self._loop.time())
+        self._settle(link)
+
+    def _forget(self, link: Link) -> None:
+        if self._links.get(link.birth) is not link:
+            return  # forgotten already
+        del self._links[link.birth]
+        timer = self._timers.pop(link, None)
+        if timer is not None:
+            timer.cancel()
+        self._announced.discard(link)
+        self._dirty.pop(link, None)
+        self._owner.lost(link)

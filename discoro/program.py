@@ -1,0 +1,36 @@
+"""A program's own door to the mesh: `run` for a script, `servers` for whoever wants to use all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from discoro.coro import CoroRef, check_coroutine, host_here
+from discoro.mesh import Mesh
+
+
+def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:
+    """Join the mesh, run the coroutine function `main` with `args`, leave, and return its value.
+
+    `mesh_options` are the fields of MeshOptions: `local=True` uses a node of this machine only, started for the call. Raises
+    what `main` raises; NotACoroutine; RuntimeError inside a running event loop, where `async with discoro.Mesh(...)` does the
+    same. Ctrl-C ends `main` in order and raises KeyboardInterrupt.
+    """
+    check_coroutine(main)
+
+    async def program() -> Any:
+        async with Mesh(**mesh_options) as mesh:
+            return await mesh.run(main, *args)
+
+    return asyncio.run(program())
+
+
+async def servers(name: str = "discoro_server", timeout: float | None = None) -> list[CoroRef]:
+    """The references of every `discoro_server` on the mesh, free ones first; used with yield or await.
+
+    Looks until no further node turns up, at most `timeout` seconds (default: `discover_timeout` of the mesh). Raises NoNodes.
+    """
+    host = host_here()
+    assert isinstance(host, Mesh)
+    return await host.servers(name, timeout)

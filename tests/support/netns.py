@@ -1,0 +1,179 @@
+"""Several machines on one network inside this one: network namespaces on a bridge, made by a test for itself.
+
+    with Lan(["a", "b"]) as lan:
+        process = lan.popen("a", [sys.executable, "-c", "..."], stdout=subprocess.PIPE)
+        lan.cut("a")
+
+Nothing of it is seen from outside, and nothing stays: each namespace lives as long as one `cat` that waits on
+a pipe of ours, so it goes with the test process, even by SIGKILL. The bridge is in a namespace of its own.
+Without root all of it is inside one user namespace. Needs unshare and nsenter (util-linux) and ip (iproute2).
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+SWITCH = "the switch"
+
+
+class Way(enum.Enum):
+    """How namespaces are made: the options for unshare, and for nsenter."""
+
+    ROOT = ((), ())
+    USER = (("--user", "--map-root-user"), ("--user", "--preserve-credentials"))
+
+    def __init__(self, unshare: tuple[str, ...], nsenter: tuple[str, ...]) -> None:
+        self.unshare = unshare
+        self.nsenter = nsenter
+
+
+@functools.cache
+def why_not(way: Way) -> str:
+    """Why namespaces cannot be made in this way here; empty when they can."""
+    missing = [tool for tool in ("unshare", "nsenter", "ip", "cat") if shutil.which(tool) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed"
+    if way is Way.ROOT and os.geteuid() != 0:
+        return "not root"
+    probe = ["unshare", *way.unshare, "--net", "ip", "link", "add", "probe", "type", "bridge"]
+    done = subprocess.run(probe, capture_output=True, text=True, check=False)
+    return done.stderr.strip() if done.returncode else ""
+
+
+def best_way() -> Way | None:
+    """As root if we are, in a user namespace otherwise; None where neither works."""
+    return next((way for way in Way if not why_not(way)), None)
+
+
+needs_namespaces = pytest.mark.skipif(
+    best_way() is None,
+    reason=f"no network namespaces: {why_not(Way.ROOT)}; with unshare -rn: {why_not(Way.USER)}",
+)
+
+
+class Lan:
+    """Hosts on one switch, with the addresses 10.77.0.1, .2, ... in the order given; their interface is eth0.
+
+    `way` is how to make them; by default as root or, without root, in a user namespace.
+    """
+
+    def __init__(self, hosts: Sequence[str], way: Way | None = None) -> None:
+        chosen = way or best_way()
+        assert chosen is not None, "mark the test with needs_namespaces"
+        self.way = chosen
+        self._hosts = list(hosts)
+        self._holders: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: list[subprocess.Popen[Any]] = []
+
+    def __enter__(self) -> Lan:
+        try:
+            self._hold(SWITCH, ["unshare", *self.way.unshare, "--net"])
+            self.run(SWITCH, "ip link add switch type bridge")
+            self.run(SWITCH, "ip link set switch up")
+            for host in self._hosts:
+                self._hold(host, [*self._enter(SWITCH), "unshare", "--net"])
+                self.run(host, "ip link set lo up")
+                self.plug_in(host)
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._remove()
+
+    @property
+    def holders(self) -> list[int]:
+        """The ids of the processes that the namespaces live by."""
+        return [holder.pid for holder in self._holders.values()]
+
+    def address(self, host: str) -> str:
+        """The IPv4 address of a host."""
+        return f"10.77.0.{self._hosts.index(host) + 1}"
+
+    def popen(self, host: str, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a command on a host; the process is the command itself. What still runs is killed with the
+        Lan.
+        """
+        process = subprocess.Popen([*self._enter(host), *command], **options)
+        self._started.append(process)
+        return process
+
+    def run(self, host: str, command: str) -> str:
+        """Run a command of plain words on a host, give its output; CalledProcessError where it fails."""
+        whole = [*self._enter(host), *command.split()]
+        done = subprocess.run(whole, stdout=subprocess.PIPE, text=True, check=True)
+        return done.stdout
+
+    def cut(self, host: str) -> None:
+        """Nothing gets to or from the host any more; its interface notices nothing, as beyond a switch."""
+        self._port(host, "nomaster")
+
+    def heal(self, host: str) -> None:
+        """Undo `cut`."""
+        self._port(host, "master switch")
+
+    def unplug(self, host: str) -> None:
+        """The host loses its interface altogether, as when a USB adapter is pulled out."""
+        self.run(SWITCH, f"ip link delete {self._port_name(host)}")
+
+    def plug_in(self, host: str) -> None:
+        """Undo `unplug`: an interface of the same name and address, which is another one."""
+        pid, port = self._holders[host].pid, self._port_name(host)
+        self.run(SWITCH, f"ip link add {port} type veth peer name eth0 netns {pid}")
+        self.run(SWITCH, f"ip link set {port} master switch up")
+        self.run(host, f"ip address add {self.address(host)}/24 dev eth0")
+        self.run(host, "ip link set eth0 up")
+
+    def drop_multicast(self) -> None:
+        """The switch passes no multicast between hosts, as some Wi-Fi; unicast and ARP do pass (IPv6 needs
+        it).
+        """
+        for host in self._hosts:
+            self._port(host, "type bridge_slave mcast_flood off")
+
+    def pass_multicast(self) -> None:
+        """Undo `drop_multicast`."""
+        for host in self._hosts:
+            self._port(host, "type bridge_slave mcast_flood on")
+
+    def _port(self, host: str, setting: str) -> None:
+        self.run(SWITCH, f"ip link set dev {self._port_name(host)} {setting}")
+
+    def _port_name(self, host: str) -> str:
+        return f"port{self._hosts.index(host)}"
+
+    def _enter(self, host: str) -> list[str]:
+        return ["nsenter", "--target", str(self._holders[host].pid), *self.way.nsenter, "--net", "--"]
+
+    def _hold(self, host: str, make: Sequence[str]) -> None:
+        """Start the `cat` that a namespace lives by, and wait until it is there."""
+        pipe = subprocess.PIPE
+        holder = subprocess.Popen([*make, "sh", "-c", "echo; exec cat"], stdin=pipe, stdout=pipe)
+        self._holders[host] = holder
+        assert holder.stdout is not None
+        if not holder.stdout.readline():
+            raise OSError(f"no namespace for {host}: {' '.join(make)} ended with {holder.wait()}")
+
+    def _remove(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            with process:  # closes its pipes and waits
+                pass
+        for holder in self._holders.values():
+            with holder:  # closes the pipe that its cat waits on, and waits
+                pass
+        self._started.clear()
+        self._holders.clear()
