@@ -79,7 +79,7 @@ class Computation:
                 arguments["files"] = [shipped.to_plain() for shipped, _ in files]
                 answer = await mesh.request(server, "setup", arguments, [*code, *call])
         except TimeoutError:
-            mesh.forget_request(server, "close", self._arguments(timeout=0, code=0))
+            mesh.ask_later(server, "close", self._arguments(timeout=0, code=0))
             raise Timeout(f"setup of {self.name} at {server} was not done in {timeout:g} s; it was given up there too") from None
         self._workers[server] = CoroRef.from_plain(answer.value["worker"])
         return 0

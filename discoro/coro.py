@@ -319,7 +319,7 @@ class Coro(Handle):
         name: str | None = None,
     ) -> None:
         check_coroutine(function)
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
         self.namespace = namespace
         self.mailbox = Mailbox()
         self.held = False  # the mailbox was announced as full

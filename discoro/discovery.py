@@ -22,7 +22,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ifaddr
@@ -84,6 +84,8 @@ YOUNG = 120.0
 
 REFRESH_PAUSE = 1.0
 """Seconds within which `refresh` does not ask again (RFC 6762 section 5.2: a second between two queries)."""
+
+NO_INTERFACE = "no usable network interface: until there is one, mDNS finds nobody"
 
 NO_MULTICAST_HINT = (
     "either none runs in reach, or multicast (UDP port 5353) does not get through: a firewall,"
@@ -188,6 +190,16 @@ def choose(found: Iterable[NicAddress], asked: Mapping[str, Sequence[_Address]])
         networks=tuple(dict.fromkeys(each.network for each in usable)),
         wanted=tuple(each.address for each in usable) if asked else (),
     )
+
+
+def look_again(before: Interfaces, found: Iterable[NicAddress]) -> Interfaces:
+    """What became of `before`, by the addresses found now. What was asked for stays so, even while gone."""
+    every = list(found)
+    if not before.wanted:
+        return choose(every, {})
+    here = {each.address: [each.ip] for each in every if each.address in before.wanted}
+    now = choose(every, here) if here else Interfaces(usable=())
+    return replace(now, wanted=before.wanted)
 
 
 _INSIDE = re.compile(
@@ -508,18 +520,19 @@ class Heard:
 class _Others(RecordUpdateListener):
     """Notes which other machines answer mDNS at all, which tells a silent network from one without nodes."""
 
-    def __init__(self, heard: Heard, own: set[str]) -> None:
+    def __init__(self, heard: Heard, own: Callable[[], set[str]]) -> None:
         super().__init__()
         self._heard = heard
         self._own = own
 
     def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
+        own = self._own()
         for record in records:
             packed = getattr(record.new, "address", None)  # only A and AAAA records have one
             if packed is None:
                 continue
             address = str(ipaddress.ip_address(packed))
-            if address not in self._own and _dialable(address):
+            if address not in own and _dialable(address):
                 self._heard.answered(address)
 
 
@@ -603,7 +616,7 @@ class Discovery:
         if self._maintenance is not None:
             # Not cancelled: zeroconf, interrupted while it changes interfaces, would leave sockets open.
             # It ends within 0.5 s.
-            await self._maintenance
+            await asyncio.wait([self._maintenance])
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -615,7 +628,7 @@ class Discovery:
     async def _open(self) -> None:
         over = self._interfaces.multicast
         if not over:
-            self._heard.trouble = "no usable network interface: until there is one, mDNS finds nobody"
+            self._heard.trouble = NO_INTERFACE
             return
         try:
             _check_here(over)
@@ -629,7 +642,7 @@ class Discovery:
             await self._shut()
             return
         self._heard.trouble = ""
-        opened.zeroconf.async_add_listener(_Others(self._heard, self._own_addresses()), None)
+        opened.zeroconf.async_add_listener(_Others(self._heard, self._own_addresses), None)
         self._browse(opened)
         await self._register()
 
@@ -736,7 +749,7 @@ class Discovery:
                 if clock() - announced >= _announce_pause(clock() - self._started):
                     announced = clock()
                     await self._announce()
-            except (OSError, ZeroconfError, ConfigError) as error:
+            except (OSError, ZeroconfError) as error:
                 self._trouble(self._interfaces.multicast, error)
 
     async def _closed_within(self, seconds: float) -> bool:
@@ -747,17 +760,16 @@ class Discovery:
             return False
 
     async def _rescan(self) -> None:
-        """Take up interfaces that came, drop those that went; ConfigError while one asked for is gone."""
-        now = interfaces(self._interfaces.wanted)
-        if now == self._interfaces and self._zeroconf is not None:
-            return
-        self._interfaces = now
-        over = now.multicast
+        """Take up interfaces that came, drop those that went."""
+        before, self._interfaces = self._interfaces, look_again(self._interfaces, _system_addresses())
+        over = self._interfaces.multicast
         if self._zeroconf is None:
             await self._open()
-        elif not over:
+            return
+        self._heard.trouble = "" if over else NO_INTERFACE
+        if not over:
             await self._shut()  # plugged in again, even with the same address, it needs new sockets
-        else:
+        elif over != before.multicast:
             await self._zeroconf.async_update_interfaces(over, _version(over))
             self.refresh()
 

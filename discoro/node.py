@@ -26,13 +26,16 @@ from discoro.coro import Coro, CoroRef
 from discoro.discovery import Advert
 from discoro.errors import CloseFailed, NotSetUp, ProtocolError, SetupFailed, Timeout, WorkerLost
 from discoro.files import Shipped, Store, checked_files, private_directory
-from discoro.mesh import BASE_PORT, PORT_RANGE, Answer, Incoming, Mesh, Place
+from discoro.finding import BASE_PORT
+from discoro.mesh import Mesh, Place
 from discoro.messages import PROTOCOL_VERSION, Greeting
 from discoro.process import child_environment
+from discoro.requests import Answer, Incoming
 from discoro.server import bodies, serve, take_chunk, text_of
 
 log = logging.getLogger("discoro.node")
 
+PORT_RANGE = 500  # workers listen on the base port + 1 … + PORT_RANGE: a restarted worker takes a fresh one
 READY_TIMEOUT = 30.0  # seconds a worker may take to start; a cold one takes 0.2 s on an idle machine
 END_TIMEOUT = 2.0  # seconds between asking a worker to end and killing it
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0  # seconds between two starts when workers die as they start
@@ -318,7 +321,7 @@ class Slot:
 
     async def _register(self, name: str) -> None:
         assert self.coro is not None
-        await self._mesh.register_shared(self.coro, name)
+        await self._mesh.register(self.coro, name, shared=True)
 
     # -------------------------------------------------------------- verbs
 
@@ -384,7 +387,7 @@ class Slot:
             await self._workers.kill(worker, "its setup failed")
         else:
             abandoned = {"id": number, "timeout": 0.0, "code": 0}
-            self._mesh.forget_request(await worker.ready, "close", abandoned)
+            self._mesh.ask_later(await worker.ready, "close", abandoned)
 
     async def run(self, incoming: Incoming) -> None:
         """Runs go straight to the worker; one that comes here is sent on (the answer, a reference, is the worker's own)."""
@@ -426,7 +429,7 @@ class Slot:
         finally:
             worker.computations.pop(number, None)
             if not worker.computations:
-                self._mesh.forget(self._workers.end(worker, f"the last computation of its client, {held.name}, was closed"))
+                self._mesh.spawn(self._workers.end(worker, f"the last computation of its client, {held.name}, was closed"))
 
     async def _kill_busy(self, worker: Worker, held: Held, timeout: float) -> CloseFailed:
         stands = await self._workers.where_it_stands(worker)
@@ -465,7 +468,7 @@ class Slot:
                     held.cleanup = True
                 why = f"its client {client.name}/{client.pid} is gone"
                 worker.ending = why
-                self._mesh.forget(self._workers.kill(worker, why))
+                self._mesh.spawn(self._workers.kill(worker, why))
 
     def _weigh(self) -> None:
         if self.coro is not None:
@@ -482,7 +485,7 @@ class Node:
         self.options = options
         ports = range(options.port, options.port + 1) if options.port else None
         security = mesh_options.pop("security", None)
-        self.mesh = Mesh.placed(Place(role="node", ports=ports, security=security, beside=False), **mesh_options)
+        self.mesh = Mesh.placed(Place(role="node", ports=ports, security=security), **mesh_options)
         self._worker_ports = range(options.port + 1, options.port + 1 + PORT_RANGE) if options.port else None
 
     async def __aenter__(self) -> Node:
@@ -520,7 +523,7 @@ class Node:
 
     async def _advertise(self) -> None:
         mesh = self.mesh
-        if mesh.discovery is None or mesh.interfaces.loopback_only or not mesh.options.mdns:
+        if mesh.finding is None or mesh.interfaces.loopback_only:
             return
         me = mesh.me
         security = "open" if mesh.security.open else "curve"
@@ -529,7 +532,7 @@ class Node:
         advert = Advert(
             me.node, me.name, me.cluster, me.python, me.software, PROTOCOL_VERSION, security, self.options.slots, reachable
         )
-        await mesh.discovery.advertise(advert, port)
+        await mesh.finding.advertise(advert, port)
 
 
 def own_directory(dest_path: Path) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from discoro import messages
@@ -60,6 +60,7 @@ class Peers:
         self._inquiries: dict[int, asyncio.Future[Greeting]] = {}
         self._timers: dict[Link, asyncio.TimerHandle] = {}
         self._announced: set[Link] = set()  # opened() was called
+        self.on_ended: list[Callable[[Link], None]] = []
         self._dirty: dict[Link, None] = {}  # have something to send at the end of this turn
 
     def __repr__(self) -> str:
@@ -208,8 +209,9 @@ class Peers:
         if no:
             return self._refuse(connection, *no)
         if theirs.session == 0:
-            return self._greet(connection, self.me, welcome=True)
-        self._greeted(connection, theirs)
+            self._greet(connection, self.me, welcome=True)
+        else:
+            self._greeted(connection, theirs)
 
     def _greeted(self, connection: int, theirs: Greeting) -> None:
         link = self._links.get(theirs.birth)
@@ -329,3 +331,5 @@ class Peers:
         self._announced.discard(link)
         self._dirty.pop(link, None)
         self._owner.lost(link)
+        for tell in list(self.on_ended):
+            tell(link)

@@ -47,7 +47,7 @@ def read_line(descriptor: int, limit: int = 64 * 1024) -> bytes:
     return bytes(line)
 
 
-def end_with_parent(pipe: int, parent: int, ask_to_end: Callable[[], None]) -> None:
+def end_with_parent(pipe: int, parent: int, ask_to_end: Callable[[], object]) -> None:
     """End when the parent does. `pipe` is the reading end of one that only the parent can write to.
 
     Its end asks us to end in order, and ends us hard after 2 s. On Linux the kernel kills us besides, so that neither a call
@@ -61,7 +61,7 @@ def end_with_parent(pipe: int, parent: int, ask_to_end: Callable[[], None]) -> N
     threading.Thread(target=_watch, args=(pipe, ask_to_end), name="parent", daemon=True).start()
 
 
-def _watch(pipe: int, ask_to_end: Callable[[], None]) -> None:
+def _watch(pipe: int, ask_to_end: Callable[[], object]) -> None:
     while os.read(pipe, 4096):
         pass
     ask_to_end()

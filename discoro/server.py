@@ -21,8 +21,9 @@ from discoro import payload
 from discoro.coro import CLOSED, Coro, current_coro, host_here
 from discoro.errors import CloseFailed, DiscoroError, NotSetUp, ProtocolError, SetupFailed
 from discoro.files import Shipped, Store, checked_files, remove_files
-from discoro.mesh import Incoming, Mesh, answering
+from discoro.mesh import Mesh
 from discoro.messages import Greeting, Part
+from discoro.requests import Incoming, answering
 
 VERBS = frozenset({"offer", "chunk", "setup", "run", "ping", "close"})
 

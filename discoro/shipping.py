@@ -5,7 +5,8 @@ it ships; rebuilding one imports the modules it names.
 
 How its parts play together. `CodePickler` is C's pickler with a reduction of our own for what pickle takes by
 name only: a function becomes an empty shell over the globals of its module, filled in afterwards, so that
-recursion, shared closure cells and cycles between functions and classes come out as they were.
+recursion, shared closure cells and cycles between functions and classes come out as they were; the globals
+follow in pickles of their own.
 `MessagePickler` does the same for what lies in a message, where a class travels as its name and, for who does
 not know that name, as bytes. Code objects and the rarer types are dill's: it is asked for its reduction, type
 by type. On the other side `CodeUnpickler` gives each `make_*` and `set_*` below the `Builder` of that one
@@ -151,6 +152,13 @@ Reducer = Callable[["CodePickler", Any], Any]
 Seeds = dict[str, Any]  # what takes effect only while a class is made: its module, qualified name, slots
 
 
+class _Globals(typing.NamedTuple):
+    """Global variables of a module, as they stand in a pickle: to be set when they arrive."""
+
+    home: str
+    values: dict[str, Any]
+
+
 class CodePickler(pickle.Pickler):
     """Packs functions and classes by value, unless every worker has the module they are from."""
 
@@ -158,6 +166,31 @@ class CodePickler(pickle.Pickler):
         super().__init__(*args, **kwargs)
         self.last: object = None  # met last, and so the one at fault when pickling fails
         self._reducers: dict[type, Reducer | None] = {}
+        self._code: list[_Globals] = []
+        self._data: list[_Globals] = []
+        self._in_data = False
+
+    def dump(self, obj: Any) -> None:
+        """Pack an object as a pickle, and as further ones the globals of the functions in it.
+
+        Inside the functions they would make a tree as deep as the longest chain of calls. What is code among
+        them comes first, since data may need it while it is rebuilt: an instance in a set its `__hash__`.
+        """
+        super().dump(obj)
+        while self._code or self._data:
+            batch, self._code = self._code, []
+            self._in_data = not batch
+            super().dump(batch or self._data.pop())
+
+    def now_or_later(self, home: str, values: dict[str, Any]) -> object:
+        """What a function has to hold of its globals: none, as they follow; but all in the midst of data."""
+        if self._in_data:
+            return _Globals(home, values)
+        code = {name: value for name, value in values.items() if isinstance(value, _CODE_TYPES)}
+        data = {name: value for name, value in values.items() if name not in code}
+        self._code += [_Globals(home, code)] if code else []
+        self._data += [_Globals(home, data)] if data else []
+        return None
 
     def reducer_override(self, obj: Any) -> Any:
         """What C's pickler asks for each object that is no plain value, so it has to be quick to say no."""
@@ -209,7 +242,7 @@ def _reducer_for(kind: type) -> Reducer | None:
 
 
 _class_bytes: weakref.WeakKeyDictionary[type, tuple[bytes, bytes]] = weakref.WeakKeyDictionary()
-_built_here: dict[bytes, type] = {}  # by digest: classes that went out from here, or belong to no namespace
+_built_here: dict[bytes, type] = {}  # by digest: classes from here, or that belong to no namespace
 
 
 def _class_as_bytes(cls: type) -> tuple[bytes, bytes]:
@@ -244,7 +277,7 @@ def _reduce_function(pickler: CodePickler, function: types.FunctionType) -> Any:
         "attributes": {name: getattr(function, name) for name in _FUNCTION_ATTRIBUTES},
         "annotations": _annotations(function),
         "dict": function.__dict__,
-        "globals": used_globals(function) if shipped else {},
+        "globals": pickler.now_or_later(home, used_globals(function)) if shipped else None,
         "imports": _used_submodules(function),
     }
     return make_function, args, state, None, None, set_function
@@ -382,9 +415,22 @@ def _reduce_weak_dict(pickler: CodePickler, items: Any) -> Any:
     return type(items), (dict(items),)  # singledispatch keeps its cache in one
 
 
+def _reduce_globals(pickler: CodePickler, variables: _Globals) -> Any:
+    return set_globals, (variables.home, variables.values)
+
+
 _CACHED_TYPE = type(functools.lru_cache(len))
+_PLAIN_TYPES = (type(None), int, float, complex, str, bytes)
+_CODE_TYPES = (
+    types.FunctionType,
+    type,
+    types.ModuleType,
+    _CACHED_TYPE,
+    *_PLAIN_TYPES,
+)  # they run nothing when made
 _REDUCERS: dict[type, Reducer] = {
     types.FunctionType: _reduce_function,
+    _Globals: _reduce_globals,
     types.CellType: _reduce_cell,
     types.ModuleType: _reduce_module,
     _CACHED_TYPE: _reduce_cached,
@@ -476,7 +522,11 @@ class CodeUnpickler(pickle.Unpickler):
 
 def load(body: bytes | bytearray, builder: Builder, buffers: Iterable[Any] = ()) -> Any:
     """What a pickle stands for, with its code built; raises whatever pickle and the classes in it raise."""
-    loaded = CodeUnpickler(io.BytesIO(body), builder, buffers).load()
+    file = io.BytesIO(body)
+    unpickler = CodeUnpickler(file, builder, buffers)
+    loaded = unpickler.load()
+    while file.tell() < len(body):
+        unpickler.load()  # of the same memo: the globals of functions loaded before
     builder.finish()
     return loaded
 
@@ -488,15 +538,18 @@ def make_function(builder: Builder, home: str, shipped: bool, code: types.CodeTy
 
 
 def set_function(builder: Builder, function: types.FunctionType, state: dict[str, Any]) -> None:
-    """The rest of a function; its globals are shared with what else is of its module."""
+    """The rest of a function; its globals set themselves."""
     for name, value in state["attributes"].items():
         setattr(function, name, value)
     function.__annotations__ = state["annotations"]
     function.__dict__.update(state["dict"])
-    if state["globals"]:
-        builder.namespace.fill(function.__globals__["__name__"], state["globals"], builder.keep)
     for name in state["imports"]:
         importlib.import_module(name)
+
+
+def set_globals(builder: Builder, home: str, values: dict[str, object]) -> None:
+    """Global variables of a module, which all functions of it share."""
+    builder.namespace.fill(home, values, builder.keep)
 
 
 def set_cell(builder: Builder, cell: types.CellType, contents: tuple[Any]) -> None:
@@ -573,5 +626,6 @@ def make_known_class(builder: Builder, module: str, qualname: str, digest: bytes
 
 _MAKERS: dict[str, Callable[..., Any]] = {
     maker.__name__: maker
-    for maker in (make_function, set_function, set_cell, make_class, make_enum, set_class, make_known_class)
+    for maker in (make_function, make_class, make_enum, make_known_class)
+    + (set_function, set_globals, set_cell, set_class)
 }

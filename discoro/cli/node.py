@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from discoro.errors import ConfigError, PortTaken
-from discoro.mesh import BASE_PORT, PORT_RANGE, VERSION
-from discoro.node import Node, NodeOptions
+from discoro.finding import BASE_PORT
+from discoro.mesh import VERSION
+from discoro.node import PORT_RANGE, Node, NodeOptions
 from discoro.process import end_with_parent, read_line, take_standard_input
 from discoro.security import Security
 

@@ -50,7 +50,7 @@ async def work(told: dict[str, Any], pipe: int) -> None:
     end_with_parent(pipe, told["parent"], lambda: loop.call_soon_threadsafe(ended.set))
     ports = range(*told["ports"]) if told["ports"] else None
     place = Place(
-        role="worker", node=told["node"], ports=ports, security=Security.from_handed_down(told["security"]), beside=False
+        role="worker", node=told["node"], ports=ports, security=Security.from_handed_down(told["security"])
     )
     options = {"name": told["name"], "cluster": told["cluster"], "ip_addr": told["hosts"], "ext_ip_addr": told["ext_ip_addr"]}
     async with Mesh.placed(place, **options) as mesh:

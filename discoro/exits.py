@@ -1,0 +1,196 @@
+"""How coroutines end, and who is told: results, monitors, exit notices.
+
+One table for coroutines of this process and of any other, by (birth, coro-id). However the end is learnt (a coroutine of ours
+ends, a link brings an exit, a peer is lost), it goes through `settle`, which tells every waiter and every monitor once and keeps
+the outcome for those who ask later. It posts operations and asks through the functions it was given, and knows no more of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from discoro.coro import PEER_LOST, UNKNOWN, WORKER_LOST, Coro, CoroRef, Outcome, sender
+from discoro.errors import DiscoroError, NoSuchCoro, PeerLost, Timeout, Unreachable, WorkerLost
+from discoro.link import Link
+from discoro.messages import MAX_TEXT, MIB, Exit
+from discoro.requests import Answer, Incoming
+
+KEPT_OUTCOMES = 10_000  # ended coroutines whose outcome can still be asked for
+KEPT_BYTES = 16 * MIB  # and what their packed values may hold
+
+Key = tuple[int, int]  # birth and coro-id
+
+
+class Around(Protocol):
+    """What this needs of the mesh."""
+
+    def runs(self, coro_id: int) -> bool: ...
+    def post_exit(self, link: Link, operation: Exit) -> None: ...
+    def request(self, to: CoroRef, verb: str, arguments: dict[str, Any]) -> Awaitable[Answer]: ...
+
+
+class Exits:
+    """Outcomes, and who waits for them. `birth` is this process's own."""
+
+    def __init__(self, birth: int, around: Around) -> None:
+        self._birth = birth
+        self._around = around
+        self._outcomes: OrderedDict[Key, Outcome] = OrderedDict()
+        self._bytes = 0
+        self._waiters: dict[Key, list[asyncio.Future[Outcome]]] = {}
+        self._monitors: dict[Key, list[tuple[Coro, CoroRef]]] = {}
+        self._subscribed: set[Key] = set()  # coroutines elsewhere whose end will be told to us
+        self._watchers: dict[int, dict[Link, None]] = {}  # links to be told when a coroutine of ours ends
+
+    # -------------------------------------------------------------- coroutines of this process
+
+    def watched_by(self, coro_id: int, link: Link) -> None:
+        """That peer is told when the coroutine ends."""
+        self._watchers.setdefault(coro_id, {})[link] = None
+
+    def is_awaited(self, coro_id: int) -> bool:
+        """Whether anybody will learn how it ended."""
+        key = (self._birth, coro_id)
+        return bool(self._watchers.get(coro_id)) or key in self._waiters or key in self._monitors
+
+    def ended(self, coro: Coro, outcome: Outcome) -> None:
+        """A coroutine of this process ended."""
+        watchers = self._watchers.pop(coro.ref.id, {})
+        if watchers:
+            body, reason, text = outcome.packed()
+            outcome = Outcome(reason, text=text, body=body)
+            for link in watchers:
+                self._around.post_exit(link, Exit(coro.ref.id, reason, text, body))
+        self.settle((self._birth, coro.ref.id), outcome)
+
+    def on_watch(self, incoming: Incoming, link: Link | None) -> None:
+        """Somebody asks to be told of the end of a coroutine of ours, or how it ended."""
+        outcome = self._outcomes.get((self._birth, incoming.coro))
+        if self._around.runs(incoming.coro):
+            if link is not None:
+                self.watched_by(incoming.coro, link)
+            incoming.reply("running")
+        elif outcome is not None:
+            body, reason, text = outcome.packed()
+            incoming.reply([reason, text[:MAX_TEXT]], body)
+        else:
+            incoming.reply([UNKNOWN, ""])
+
+    # -------------------------------------------------------------- coroutines anywhere
+
+    def expect(self, ref: CoroRef) -> None:
+        """The end of that coroutine elsewhere will be told to us without asking: we had it created."""
+        key = (ref.birth, ref.id)
+        if ref.birth != self._birth and key not in self._outcomes:
+            self._subscribed.add(key)
+
+    def still_runs(self, ref: CoroRef) -> bool:
+        """Whether, as far as this process was told, a coroutine that it had created has not ended."""
+        return (ref.birth, ref.id) in self._subscribed
+
+    async def result(self, of: CoroRef, timeout: float | None) -> Any:
+        """See Handle.result."""
+        waiter: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        key = (of.birth, of.id)
+        self._waiters.setdefault(key, []).append(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._subscribe(of)
+                outcome = await waiter
+        except TimeoutError:
+            raise Timeout(f"{of} had not ended after {timeout:g} s") from None
+        finally:
+            _discard(self._waiters, key, waiter)
+        receiver = sender()
+        return outcome.unpacked(receiver.namespace if receiver else None).get()
+
+    async def monitor(self, observer: Coro, observed: CoroRef) -> int:
+        """See Coro.monitor."""
+        key, entry = (observed.birth, observed.id), (observer, observed)
+        self._monitors.setdefault(key, []).append(entry)
+        try:
+            await self._subscribe(observed)
+        except BaseException:
+            _discard(self._monitors, key, entry)
+            raise
+        return 0
+
+    def settle(self, key: Key, outcome: Outcome, keep: bool = True) -> None:
+        """A coroutine, here or elsewhere, has ended: everybody who waits or monitors is told, once."""
+        self._subscribed.discard(key)
+        if keep:
+            self._keep(key, outcome)
+        for waiter in self._waiters.pop(key, ()):
+            if not waiter.done():
+                waiter.set_result(outcome)
+        for observer, observed in self._monitors.pop(key, ()):
+            if not observer.done:
+                observer.notify(observed, outcome)
+
+    def link_lost(self, link: Link, error: DiscoroError) -> None:
+        """A peer is lost: its coroutines have ended as far as anybody here can know, and it need not be told of ours."""
+        outcome = _lost(error)
+        for key in [key for key in {*self._waiters, *self._monitors, *self._subscribed} if key[0] == link.birth]:
+            self.settle(key, outcome, keep=False)
+        for watchers in self._watchers.values():
+            watchers.pop(link, None)
+
+    # -------------------------------------------------------------- parts
+
+    async def _subscribe(self, of: CoroRef) -> None:
+        """See to it that the end of that coroutine reaches `settle`, at once where it has ended.
+
+        To be called after the waiter or monitor is in its table, so that an end that comes meanwhile finds it.
+        """
+        key = (of.birth, of.id)
+        known = self._outcomes.get(key)
+        if known is not None:
+            self.settle(key, known, keep=False)
+        elif of.birth == self._birth:
+            if not self._around.runs(of.id):
+                self.settle(key, _unknown(of), keep=False)
+        elif key not in self._subscribed:
+            await self._ask(of, key)
+
+    async def _ask(self, of: CoroRef, key: Key) -> None:
+        try:
+            answer = await self._around.request(of, "watch", {})
+        except (PeerLost, Unreachable) as error:
+            self.settle(key, _lost(error), keep=False)
+            return
+        match answer.value:
+            case "running":
+                self.expect(of)
+            case [str(reason), str(text)] if reason != UNKNOWN:
+                self.settle(key, Outcome(reason, text=text, body=answer.body))
+            case _:
+                self.settle(key, _unknown(of), keep=False)
+
+    def _keep(self, key: Key, outcome: Outcome) -> None:
+        if key in self._outcomes:
+            return
+        self._outcomes[key] = outcome
+        self._bytes += outcome.size
+        while len(self._outcomes) > KEPT_OUTCOMES or (self._bytes > KEPT_BYTES and len(self._outcomes) > 1):
+            _, oldest = self._outcomes.popitem(last=False)
+            self._bytes -= oldest.size
+
+
+def _discard(table: dict[Key, list[Any]], key: Key, entry: Any) -> None:
+    entries = table.get(key, [])
+    if entry in entries:
+        entries.remove(entry)
+    if not entries:
+        table.pop(key, None)
+
+
+def _lost(error: DiscoroError) -> Outcome:
+    reason = WORKER_LOST if isinstance(error, WorkerLost) else PEER_LOST
+    return Outcome(reason, error=error, text=str(error))
+
+
+def _unknown(of: CoroRef) -> Outcome:
+    return Outcome(UNKNOWN, error=NoSuchCoro(f"{of} has ended and is no longer known, or never was"))

@@ -1,0 +1,117 @@
+"""Requests and replies: a question to a process or a coroutine, and the one answer it gets.
+
+`Incoming` is a request as the side that was asked sees it; `Requests` holds what this side asked and was not answered yet. No
+request waits for ever: each is answered, fails with its peer, or runs into its timeout. Neither knows a link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from discoro import payload
+from discoro.errors import DiscoroError, PeerLost, ProtocolError, from_wire, to_wire
+from discoro.messages import Greeting, Part
+
+log = logging.getLogger("discoro.requests")
+
+
+class Answer(NamedTuple):
+    """What a request brought back."""
+
+    value: Any
+    body: Sequence[Part]
+
+
+@dataclass(eq=False)
+class Incoming:
+    """A request that came in, to be answered once, with `reply` or `fail`. `coro` 0: it is for the process itself."""
+
+    peer: Greeting
+    coro: int
+    verb: str
+    arguments: dict[str, Any]
+    body: Sequence[Part]
+    answer: Callable[[bool, Any, Sequence[Part]], None]
+    answered: bool = False
+
+    def reply(self, value: Any = None, body: Sequence[Part] = ()) -> None:
+        if not self.answered:
+            self.answered = True
+            self.answer(True, value, body)
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with an error; the cause of one of ours travels along."""
+        if self.answered:
+            return
+        self.answered = True
+        if isinstance(error, DiscoroError):
+            body = payload.pack_error(error.__cause__) if error.__cause__ is not None else ()
+            self.answer(False, list(to_wire(error)), body)
+        else:
+            log.error("! a bug while answering %s", self.verb, exc_info=error)
+            self.answer(False, ["RemoteError", f"a bug in discoro at {self.verb}: {error!r}"], ())
+
+
+async def answering(incoming: Incoming, work: Awaitable[None]) -> None:
+    """Do what answers a request; whatever goes wrong is the answer."""
+    try:
+        await work
+    except Exception as error:  # the asker must be answered, whatever it is; fail() logs what is no error of ours
+        incoming.fail(error)
+    except asyncio.CancelledError:
+        incoming.fail(PeerLost("the process that was asked is leaving, or the request was given up"))
+        raise
+
+
+class Requests:
+    """What this process asked others, until it is answered."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[asyncio.Future[Answer], int]] = {}  # and the birth that was asked
+        self._ids = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def begin(self, birth: int) -> tuple[int, asyncio.Future[Answer]]:
+        """The id of a new request to that birth, and the future of its answer; `end` it in any case."""
+        number, future = next(self._ids), asyncio.get_running_loop().create_future()
+        self._open[number] = future, birth
+        return number, future
+
+    def end(self, number: int) -> None:
+        self._open.pop(number, None)
+
+    def answer(self, number: int, ok: bool, value: Any, body: Sequence[Part]) -> None:
+        """An answer came; one that nobody waits for any more is dropped."""
+        future, _ = self._open.pop(number, (None, 0))
+        if future is None or future.done():
+            return
+        if ok:
+            future.set_result(Answer(value, body))
+        else:
+            future.set_exception(_error(value, body))
+
+    def fail(self, birth: int, error: DiscoroError) -> None:
+        """That process is lost: whoever waits for an answer of it is told."""
+        for number, (future, asked) in list(self._open.items()):
+            if asked == birth:
+                del self._open[number]
+                if not future.done():
+                    future.set_exception(error)
+
+
+def _error(value: Any, body: Sequence[Part]) -> DiscoroError:
+    match value:
+        case [str(name), str(text)]:
+            error = from_wire(name, text)
+        case _:
+            return ProtocolError(f"an answer that is no error: {value!r:.80}")
+    if body:
+        error.__cause__ = payload.unpack_error(body)
+    return error
