@@ -463,8 +463,8 @@ class Coro(Handle):
 
     def _outcome(self, task: asyncio.Task[Any]) -> Outcome:
         error: BaseException | None = None if task.cancelled() else task.exception()
-        if isinstance(error, _Exit):
-            error = error.__cause__
+        if isinstance(error, _Exit):  # raised where somebody asks for the result, it would end that program
+            error = CoroEnded(f"{self.name} ({self}) ended itself with {error.__cause__!r}")
         if self._ending or task.cancelled():
             reason = self._ending or TERMINATED
             text = f"{self.name} ({self}) was ended: {reason}" + (f"; while ending it raised {error!r}" if error else "")

@@ -94,6 +94,7 @@ class Place:
     node: str | None = None  # a worker carries its node's id
     ports: range | None = None  # None: any free port
     security: Security | None = None  # None: from the options
+    transport: Callable[[Security, Peers], Any] = Transport  # what carries frames: a simulation puts its own here
 
 
 class Mesh:
@@ -164,7 +165,7 @@ class Mesh:
         self.interfaces = interfaces(["127.0.0.1"] if options.local else options.ip_addr)
         timeouts = {"connect_timeout": options.connect_timeout, "peer_timeout": options.peer_timeout}
         self._peers = Peers(self._greeting(), self.security, self, **timeouts)
-        transport = Transport(self.security, self._peers)
+        transport = self._place.transport(self.security, self._peers)
         self._peers.wire = transport
         self._resources.push_async_callback(transport.close)
         self.addresses = self._listen(transport)
@@ -181,7 +182,7 @@ class Mesh:
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         return Greeting(node, os.getpid(), birth, name, self._place.role, self.options.cluster, python, VERSION, ())
 
-    def _listen(self, transport: Transport) -> list[str]:
+    def _listen(self, transport: Any) -> list[str]:
         """Listen on every usable address, and on loopback for the processes of this machine."""
         hosts = [address for _, address in self.interfaces.usable]
         loopback = [] if any(host in ("127.0.0.1", "::1") for host in hosts) else ["127.0.0.1"]

@@ -242,7 +242,7 @@ def _reducer_for(kind: type) -> Reducer | None:
 
 
 _class_bytes: weakref.WeakKeyDictionary[type, tuple[bytes, bytes]] = weakref.WeakKeyDictionary()
-_built_here: dict[bytes, type] = {}  # by digest: classes from here, or that belong to no namespace
+_built_here: dict[bytes, type] = {}  # by digest: classes from here, or of no namespace
 
 
 def _class_as_bytes(cls: type) -> tuple[bytes, bytes]:
@@ -421,13 +421,8 @@ def _reduce_globals(pickler: CodePickler, variables: _Globals) -> Any:
 
 _CACHED_TYPE = type(functools.lru_cache(len))
 _PLAIN_TYPES = (type(None), int, float, complex, str, bytes)
-_CODE_TYPES = (
-    types.FunctionType,
-    type,
-    types.ModuleType,
-    _CACHED_TYPE,
-    *_PLAIN_TYPES,
-)  # they run nothing when made
+# Rebuilding these runs no code of the user's.
+_CODE_TYPES = (types.FunctionType, type, types.ModuleType, _CACHED_TYPE, *_PLAIN_TYPES)
 _REDUCERS: dict[type, Reducer] = {
     types.FunctionType: _reduce_function,
     _Globals: _reduce_globals,

@@ -470,7 +470,6 @@ class _Listener:
         """Whether the connection still stands: sends the frame that means nothing, now and `again` later."""
         if inbound.lost or self._socket.closed:
             return
-        self._socket.get(_EVENTS)  # libzmq takes note of what its thread has told; a send alone may not
         if self.write(inbound, _NOTHING) and again:
             self._transport.loop.call_later(again[0], self.look, inbound, again[1:])
 

@@ -141,7 +141,8 @@ def test_an_exit_in_one_coroutine_does_not_end_the_loop(error: type[BaseExceptio
 
     outcome = outcome_of(coroutine)
     assert outcome.reason == "exception"
-    assert type(outcome.error) is error
+    assert isinstance(outcome.error, CoroEnded)
+    assert f"{error.__name__}(3)" in str(outcome.error)
 
 
 def test_wrong_arguments_are_its_outcome() -> None:

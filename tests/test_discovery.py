@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discoro import discovery
-from discoro.discovery import Advert, Discovery, Heard, Interfaces, NicAddress, advert_from, choose, to_txt
+from discoro.discovery import (
+    Advert,
+    Discovery,
+    Heard,
+    Interfaces,
+    NicAddress,
+    advert_from,
+    choose,
+    look_again,
+    to_txt,
+)
 from discoro.errors import ConfigError, ProtocolError
 
 ADVERT = Advert(
@@ -278,6 +288,17 @@ def test_this_machine_has_loopback_and_can_be_kept_to_it() -> None:
     assert discovery.interfaces(only.wanted) == only, "a rescan asks for the same again"
     assert not discovery.interfaces().loopback_only
     assert discovery.interfaces(["0.0.0.0"]) == discovery.interfaces()
+
+
+def test_an_address_asked_for_stays_asked_for_while_it_is_gone() -> None:
+    wlan = NicAddress("wlan0", "10.0.0.3", 24)
+    both = choose([LAN, wlan, LOOPBACK], asked(a=LAN.address, b=wlan.address))
+    gone = look_again(both, [wlan, LOOPBACK])
+    assert gone.usable == (("wlan0", "10.0.0.3"),)
+    nothing = look_again(gone, [LOOPBACK])
+    assert nothing.usable == () and not nothing.loopback_only, "nobody asked for loopback"
+    assert look_again(nothing, [LAN, wlan, LOOPBACK]) == both
+    assert look_again(choose([LAN], {}), [wlan, LOOPBACK]).usable == (("wlan0", "10.0.0.3"),)
 
 
 # ---- the report

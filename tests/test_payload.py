@@ -259,9 +259,21 @@ def test_classes_kept_by_digest_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(shipping, "CLASSES_KEPT", 3)
     namespace = Namespace("n")
     for number in range(10):
+        monkeypatch.setattr(shipping, "_built_here", {})
         cls = type("Local", (), {"number": number, "__qualname__": "f.<locals>.Local"})
-        assert payload.unpack(payload.pack(cls), namespace).number == number
+        packed = payload.pack(cls)
+        shipping._built_here.clear()  # as in another process
+        assert payload.unpack(packed, namespace).number == number
     assert len(namespace.built) == 3
+
+
+def test_a_long_chain_of_functions_is_not_too_deep() -> None:
+    chain: dict[str, Any] = {"__name__": "chain"}
+    exec("".join(f"def f{i}(): return f{i + 1}\n" for i in range(2000)) + "f2000 = 7", chain)
+    (first,) = payload.unpack_code(payload.pack_code([chain["f0"]]), Namespace("n"))
+    for _ in range(2000):
+        first = first()
+    assert first == 7
 
 
 def test_a_namespace_says_what_it_holds() -> None:
@@ -631,6 +643,15 @@ def use_failing():
     except Failing as error: return [error.code, str(error)]
 class Call:
     def __call__(self, n): return helper(n)
+def key_hash(n): return hash(n) + LIMIT
+class Key:                              # can be hashed only where its helper is
+    def __init__(self, n): self.n = n
+    def __hash__(self): return key_hash(self.n)
+    def __eq__(self, other): return self.n == other.n
+    def known(self): return self in SEEN
+SEEN = {Key(1): 1}
+def use_keys(): return [Key(1).known(), Key(2).known()]
+def use_seen(): return [key.known() for key in SEEN]
 def by_name_only(): return globals()["Helped"]().n()
 class Helped:
     def n(self): return LIMIT
@@ -663,7 +684,8 @@ CODE = {
     "typing": ([use_typing], ()), "metaclass": ([use_meta], ()), "slots": ([use_slots], ()),
     "descriptor": ([use_descriptor], ()), "exception": ([use_failing], ()),
     "class first": ([Child, use_child], (1,)), "bound method": ([Child(2).describe], ()),
-    "callable": ([Call()], (2,)), "depends by name": ([by_name_only, Helped], ()),
+    "callable": ([Call()], (2,)), "keys": ([use_keys], ()),
+    "keys in data only": ([use_seen], ()), "depends by name": ([by_name_only, Helped], ()),
 }
 
 if __name__ == "__main__":
@@ -789,6 +811,8 @@ EXPECTED = {
     "exception": [3, "no"],
     "bound method": "Child:2:6",
     "callable": 6,
+    "keys": [True, False],
+    "keys in data only": [True],
     "depends by name": 3,
     "twice the same class": True,
     "error": ["Failing", 3, "no"],

@@ -22,6 +22,7 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
+import zmq
 
 from discoro import transport as module
 from discoro.errors import ConfigError, PortTaken
@@ -138,6 +139,11 @@ class Proxy:
             writer.transport.abort()
         self._writers.clear()
 
+    def stall(self) -> None:
+        """Nothing passes any more."""
+        for writer in self._writers:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+
     async def close(self) -> None:
         self.cut()
         self._server.close()
@@ -199,6 +205,10 @@ class SocketWorld(World):
     def cut(self) -> None:
         for proxy in self._proxies:
             proxy.cut()
+
+    def stall(self) -> None:
+        for proxy in self._proxies:
+            proxy.stall()
 
     async def __aexit__(self, *error: object) -> None:
         await super().__aexit__(*error)
@@ -866,6 +876,38 @@ def test_a_peer_that_does_not_read_is_cut_off_and_bounded(monkeypatch: pytest.Mo
     play(SocketWorld, scenario)
 
 
+def test_a_listener_cut_off_while_its_queue_is_full_says_so_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no room for the request to close; it is made when the peer is heard of again."""
+    monkeypatch.setattr(module, "QUEUE_FRAMES", 4)
+
+    async def scenario(world: SocketWorld) -> None:
+        pair = await world.pair()
+        while pair.there.send(pair.heard, [bytes(MAX_FRAME)]):
+            pass
+        assert await pair.listening.end_of(pair.heard) is Ended.BROKEN
+        assert not pair.there.send(pair.heard, [b"x"])
+        pair.dialling.on_received = lambda conn, parts: pair.here.send(conn, [b"there you are"]) and None
+        assert await pair.dialling.end_of(pair.conn) is Ended.BROKEN
+        assert pair.listening.frames[pair.heard] == [[b"first"]]
+
+    play(SocketWorld, scenario)
+
+
+def test_a_peer_that_stands_still_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No TCP connection ends, no byte passes: as with a stopped process or an unplugged cable."""
+    monkeypatch.setattr(module, "HEARTBEAT_MS", 50)
+    monkeypatch.setattr(module, "HEARTBEAT_LIMIT_MS", 150)
+
+    async def scenario(world: SocketWorld) -> None:
+        pair = await world.pair()
+        world.stall()
+        assert pair.here.send(pair.conn, [b"nobody hears"])
+        assert await pair.dialling.end_of(pair.conn) is Ended.BROKEN
+        assert await pair.listening.end_of(pair.heard) is Ended.BROKEN
+
+    play(SocketWorld, scenario)
+
+
 # --- sockets: dialling what is no peer
 
 
@@ -1059,6 +1101,8 @@ def test_one_port_on_all_hosts() -> None:
         for conn in conns:
             here.send(conn, [b"%d" % conn])
         await listening.until(lambda: len(listening.up) == 3)
+        with socket.create_server((LOOPBACK, port)):
+            pass
 
     play(SocketWorld, scenario)
 
@@ -1108,6 +1152,42 @@ def test_the_same_descriptor_again_and_again() -> None:
     play(SocketWorld, scenario)
 
 
+def test_a_descriptor_taken_over_before_the_end_is_heard() -> None:
+    """A connection ends, the next one gets its descriptor, and the loop hears of that first."""
+
+    async def scenario(world: SocketWorld) -> None:
+        there, listening = world.transport()
+        address = there.listen([LOOPBACK], None)[0]
+        listener = there._listener
+        with zmq.Context() as context:
+
+            def stranger_with_the_key() -> zmq.Socket[bytes]:
+                made = context.socket(zmq.DEALER)
+                made.linger = 0
+                trust("one").secure_client(made)
+                made.connect(f"tcp://{address}")
+                made.send(b"hello")
+                return made
+
+            taken_over = 0
+            for _ in range(20):
+                first = stranger_with_the_key()
+                await listening.until(lambda: len(listening.up) > len(listening.ends))
+                descriptor = list(listener._by_descriptor)[-1]
+                first.close()
+                assert listener._monitor.poll(PATIENCE * 1000)
+                second = stranger_with_the_key()
+                assert listener._socket.poll(PATIENCE * 1000)
+                listener._frames._turn()
+                listener._events.wake()  # poll took its edge
+                taken_over += descriptor == list(listener._by_descriptor)[-1]
+                second.close()
+                await listening.until(lambda: len(listening.up) == len(listening.ends))
+            assert taken_over, "this machine gives descriptors in another order"
+
+    play(SocketWorld, scenario)
+
+
 def test_an_end_is_told_even_under_load_from_others() -> None:
     """Frames of others are always at hand: the end is not put off until all is read."""
 
@@ -1144,21 +1224,33 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def zmq_threads() -> int:
+    """How many threads of libzmq this process has; libzmq names them."""
+    names: list[str] = []
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(FileNotFoundError), open(f"/proc/self/task/{thread}/comm") as file:  # it may just have ended
+            names.append(file.read())
+    assert names
+    return sum(name.startswith("ZMQ") for name in names)
+
+
 def test_close_leaves_nothing() -> None:
     async def scenario(world: SocketWorld) -> None:
-        before, threads = open_descriptors(), os.listdir("/proc/self/task")
+        before, threads = open_descriptors(), zmq_threads()
         there, here = Transport(trust("one"), Recorder()), Transport(trust("one"), dialling := Recorder())
         address = there.listen([LOOPBACK], None)[0]
         for _ in range(5):
             conn = here.dial(address)
             await dialling.until_up(conn)
             here.send(conn, [b"x"])
+        assert zmq_threads() > threads
         here.dial(address)
         refused = here.dial("127.0.0.1:9")
         await asyncio.gather(here.close(), there.close())
         assert refused not in dialling.ends
         assert open_descriptors() == before
-        assert os.listdir("/proc/self/task") == threads
+        assert zmq_threads() == threads
+        assert threading.enumerate() == [threading.current_thread()]
 
     play(SocketWorld, scenario)
 
@@ -1188,8 +1280,7 @@ def test_close_waits_for_nobody() -> None:
         stopped = Proxy()
         conn = here.dial(await stopped.start(there.listen([LOOPBACK], None)[0]))
         await dialling.until(lambda: dialling.up)
-        for writer in stopped._writers:
-            writer.transport.pause_reading()  # type: ignore[attr-defined]
+        stopped.stall()
         for _ in range(50):
             here.send(conn, [bytes(MAX_FRAME)])
         began = time.monotonic()

@@ -336,6 +336,8 @@ class Process:
             if deadline is not None and deadline <= self.network.now:
                 link.handle_timer(self.network.now)
                 self.settle(link)
+                deadline = link.next_deadline()
+                assert deadline is None or deadline > self.network.now, f"{link} would spin"
 
     def deadlines(self) -> list[float]:
         deadlines = (link.next_deadline() for link in self.links.values())
@@ -348,12 +350,13 @@ class Process:
         no = refusal(self.me, theirs)
         if no:
             return self._answer_and_drop(connection, messages.encode_refused(*no))
-        if theirs.resume and (link is None or link.session != theirs.resume):
-            return self._answer_and_drop(connection, messages.encode_gone(theirs.session))
-        if link is not None and link.begun_anew(theirs):
+        known = link is not None and theirs.resume in (0, link.session)
+        if link is not None and known and link.begun_anew(theirs):
             link.lose("the peer ended the link")
             self.settle(link)
             link = None
+        if theirs.resume and (link is None or not known):
+            return self._answer_and_drop(connection, messages.encode_gone(theirs.session))
         if link is None:
             link = self._new_link(theirs.birth, theirs.addresses)
         self._by_connection[connection] = link
@@ -398,8 +401,6 @@ class Process:
         if link.ended and self.links.get(link.birth) is link:
             del self.links[link.birth]
             self.ended_links.append(link)
-        deadline = link.next_deadline()
-        assert deadline is None or deadline > self.network.now, f"{link} would spin"
         assert (link.connection is not None) == (link.state is State.OPEN), link
 
     def _perform(self, link: Link, action: Dial | Send | SendGreeting | Drop) -> None:
@@ -424,6 +425,7 @@ class Process:
     def _answer_and_drop(self, connection: int, parts: list[Part]) -> None:
         self._send(connection, parts)
         self._drop(connection, True)
+        self.ended(connection, "dropped")  # where a hello came twice, a link stands on this connection
 
     def _send(self, connection: int, parts: list[Part]) -> bool:
         known = self.connections.get(connection)

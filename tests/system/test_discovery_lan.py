@@ -157,6 +157,7 @@ def test_an_adapter_that_comes_goes_and_comes_again_is_listened_on() -> None:
         assert "no usable" not in client.heard()
         lan.unplug("b")
         until(lambda: "listened on no interface" in client.heard())
+        assert "no usable network interface" in client.heard()
         lan.plug_in("b")
         until(lambda: "listened on eth0 10.77.0.2" in client.heard())
         advertise(DiscoveryPeer(lan, "a"), node=SECOND)

@@ -1,0 +1,52 @@
+"""An asyncio loop whose clock jumps: when nothing is ready, time moves to the next timer at once.
+
+So tests wait for seconds without sleeping, and a test in which nobody will ever be woken ends with Deadlock in place of hanging.
+Only for code that keeps its time by the loop, and without sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+
+class Deadlock(AssertionError):
+    """Nothing is ready and no timer is set: whoever waits, waits for ever."""
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        ready = super().select(0)
+        if not ready:
+            if timeout is None:
+                raise Deadlock("nothing is ready and no timer is set")
+            self.now += max(timeout, 0)
+        return ready
+
+
+class MovedClockLoop(asyncio.SelectorEventLoop):
+    """`time()` begins at 0 and jumps from timer to timer."""
+
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now
+
+
+def run(test: Callable[[], Awaitable[Any]], limit: float = 600.0) -> Any:
+    """Run to its end on such a loop; TimeoutError after `limit` seconds of its own time."""
+
+    async def bounded() -> Any:
+        async with asyncio.timeout(limit):
+            return await test()
+
+    with asyncio.Runner(loop_factory=MovedClockLoop) as runner:
+        return runner.run(bounded())

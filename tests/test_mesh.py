@@ -1,0 +1,658 @@
+"""Meshes among each other, over a network in memory: messages, requests, ends, full mailboxes, names, loss."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from discoro import coro as coroutines
+from discoro.coro import Coro, CoroRef, ExitNotice
+from discoro.errors import (
+    ConfigError,
+    CoroEnded,
+    NameTaken,
+    NoNodes,
+    NoSuchCoro,
+    Overloaded,
+    PackError,
+    PeerLost,
+    ProtocolError,
+    RemoteError,
+    Timeout,
+    Unreachable,
+    WorkerLost,
+)
+from discoro.finding import with_port
+from discoro.mesh import Mesh
+from discoro.requests import Incoming
+from tests.support.meshes import World, knows, simulate, start, until
+
+
+async def waits() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+def collects(count: int, coro: Any = None) -> Any:
+    got = []
+    for _ in range(count):
+        got.append((yield coro.receive()))
+    return got
+
+
+def answers(value: Any) -> Any:
+    yield
+    return value
+
+
+def fails() -> Any:
+    yield
+    raise ValueError("bad", 3)
+
+
+# ------------------------------------------------------------------ messages
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_messages_arrive_in_order(where: str) -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            receiver = start(a if where == "here" else b, collects, 2000)
+
+            def sender() -> Any:
+                for number in range(2000):
+                    receiver.ref.send(bytes(300_000) if number == 1000 else number)
+                return (yield receiver.ref.result())
+
+            got = await a.run(sender)
+            assert [len(m) if isinstance(m, bytes) else m for m in got] == [*range(1000), 300_000, *range(1001, 2000)]
+
+    simulate(test)
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_deliver_returns_1_once_the_message_is_in_the_mailbox(where: str) -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            receiver = start(a if where == "here" else b, waits)
+
+            async def sender() -> int:
+                return await receiver.ref.deliver("m", timeout=1)
+
+            assert await a.run(sender) == 1
+            assert len(receiver.mailbox) == 1
+
+    simulate(test)
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_deliver_and_send_to_nobody(where: str) -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            owner = a if where == "here" else b
+            nobody = owner.ref_of(99)
+
+            async def sender() -> None:
+                with pytest.raises(NoSuchCoro, match="99"):
+                    await nobody.deliver("m")
+                if where == "here":
+                    with pytest.raises(NoSuchCoro):
+                        nobody.send("m")
+                else:
+                    nobody.send("m")
+                    await until(lambda: owner.lost_messages == 1)
+
+            await a.run(sender)
+
+    simulate(test)
+
+
+def test_what_cannot_be_packed_is_refused_at_the_sender() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            receiver = start(b, waits)
+
+            async def sender() -> None:
+                with pytest.raises(PackError, match=r"\['bad'\]"):
+                    receiver.ref.send({"bad": (x for x in ())})
+
+            await a.run(sender)
+            assert len(receiver.mailbox) == 0
+
+    simulate(test)
+
+
+def test_a_full_mailbox_holds_its_own_senders_and_nobody_else() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            go = asyncio.Event()
+
+            async def slow(coro: Any = None) -> int:
+                await go.wait()
+                count = 0
+                while await coro.receive(timeout=5, alarm_value=None) is not None:
+                    count += 1
+                return count
+
+            full, neighbour = start(b, slow), start(b, collects, 1)
+            limit = coroutines.MAILBOX_MESSAGES
+
+            async def sender() -> int:
+                sent = 0
+                with pytest.raises(Overloaded, match=str(full.ref)):
+                    while True:
+                        full.ref.send(1)
+                        sent += 1
+                        if sent % 1000 == 0:
+                            await asyncio.sleep(0.1)
+                neighbour.ref.send("passes")
+                assert await neighbour.ref.result(timeout=1) == ["passes"]
+                with pytest.raises(Timeout):
+                    await full.ref.deliver(1, timeout=1)
+                go.set()
+                assert await full.ref.deliver(1, timeout=5) == 1
+                return sent
+
+            sent = await a.run(sender)
+            assert limit < sent <= 3 * limit
+            assert await full.result_here() == sent + 1
+            assert not b._holding and not a._held
+
+    simulate(test)
+
+
+def test_a_queue_past_its_bound_refuses() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            receiver = start(b, waits)
+            with world.network.partition("a", "b"):
+
+                async def sender() -> None:
+                    with pytest.raises(Overloaded, match="wait to be sent"):
+                        while True:
+                            receiver.ref.send(bytes(1 << 20))
+
+                await a.run(sender)
+
+    simulate(test)
+
+
+# ------------------------------------------------------------------ how coroutines end
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+@pytest.mark.parametrize("late", [False, True])
+def test_result_is_the_value_or_the_error(where: str, late: bool) -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            owner = a if where == "here" else b
+            good, bad = start(owner, answers, [1]), start(owner, fails)
+            if late:
+                await good.stopped()
+                await bad.stopped()
+
+            async def asker() -> None:
+                assert await good.ref.result(timeout=5) == [1]
+                assert await good.ref.finish() == [1]  # again, and by the old name
+                with pytest.raises(ValueError, match="bad") as caught:
+                    await bad.ref.result(timeout=5)
+                assert caught.value.args == ("bad", 3)
+                if where == "there":
+                    assert isinstance(caught.value.__cause__, RemoteError)
+                    assert "in fails" in str(caught.value.__cause__)
+
+            await a.run(asker)
+
+    simulate(test)
+
+
+def test_result_in_time_and_of_the_unknown() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            running = start(b, waits)
+
+            async def asker() -> None:
+                with pytest.raises(Timeout, match="had not ended after 2 s"):
+                    await running.ref.result(timeout=2)
+                with pytest.raises(NoSuchCoro, match="no longer known"):
+                    await b.ref_of(99).result()
+                with pytest.raises(NoSuchCoro, match="no longer known"):
+                    await a.ref_of(99).result()
+
+            await a.run(asker)
+            assert not a._exits._waiters
+
+    simulate(test)
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_a_monitor_gets_exactly_one_notice_after_all_messages(where: str) -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            owner = a if where == "here" else b
+
+            async def observer(coro: Any = None) -> list[Any]:
+                def talks(to: CoroRef) -> Any:
+                    yield
+                    to.send(bytes(1 << 20))
+                    to.send("last words")
+                    return "value"
+
+                observed = start(owner, talks, coro.ref)
+                assert await coro.monitor(observed.ref) == 0
+                got = [await coro.receive() for _ in range(3)]
+                assert await coro.receive(timeout=30, alarm_value="nothing more") == "nothing more"
+                assert await coro.monitor(observed.ref) == 0  # of one that has ended: at once
+                return [len(got[0]), got[1], got[2].value, (await coro.receive(timeout=1)).reason]
+
+            assert await a.run(observer) == [1 << 20, "last words", "value", "normal"]
+
+    simulate(test)
+
+
+@pytest.mark.parametrize(
+    ("end", "reason", "error"),
+    [
+        ("terminate", "terminated", CoroEnded),
+        ("raise", "exception", ValueError),
+        ("process", "peer lost", PeerLost),
+        ("worker", "worker lost", WorkerLost),
+    ],
+)
+def test_reasons_are_distinct(end: str, reason: str, error: type[Exception]) -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("a", role="node") as a:
+            context = world.mesh("b", a)
+            b = await context.__aenter__()
+            observed = start(b, fails if end == "raise" else waits)
+            cut = world.network.partition("a", "b")
+
+            async def observer(coro: Any = None) -> ExitNotice:
+                await coro.monitor(observed.ref)
+                if end == "terminate":
+                    assert await observed.ref.terminate() == 0
+                elif end == "worker":
+                    a.bury(b.me.birth, "b/1 was killed by SIGKILL")
+                elif end == "process":
+                    cut.__enter__()
+                notice = await coro.receive(timeout=30)
+                assert isinstance(notice, ExitNotice)
+                if end in ("terminate", "raise"):
+                    with pytest.raises(error):
+                        await observed.ref.result()
+                    assert await observed.ref.is_alive() is False
+                return notice
+
+            notice = await a.run(observer)
+            assert (notice.reason, type(notice.error)) == (reason, error)
+            await context.__aexit__(None, None, None)
+
+    simulate(test)
+
+
+def test_sys_exit_in_a_coroutine_ends_neither_process() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+
+            def exits() -> Any:
+                yield
+                raise SystemExit(3)
+
+            observed = start(b, exits)
+
+            async def asker() -> None:
+                with pytest.raises(CoroEnded, match=r"SystemExit\(3\)"):
+                    await observed.ref.result()
+
+            await a.run(asker)
+
+    simulate(test)
+
+
+# ------------------------------------------------------------------ loss
+
+
+def test_a_lost_peer_fails_everything_that_waits_for_it_once() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b, peer_timeout=7) as a:
+            observed = start(b, waits)
+            loop = asyncio.get_running_loop()
+
+            async def observer(coro: Any = None) -> None:
+                await coro.monitor(observed.ref)
+                waiting = [asyncio.ensure_future(observed.ref.result()), asyncio.ensure_future(observed.ref.is_alive())]
+                await asyncio.sleep(1)
+                with world.network.partition("a", "b"):
+                    began = loop.time()
+                    notice = await coro.receive()
+                    assert notice.reason == "peer lost"
+                    assert 7 <= loop.time() - began <= 7 + 5
+                    with pytest.raises(PeerLost, match="unreachable for 7 s"):
+                        await waiting[0]
+                assert await coro.receive(timeout=60, alarm_value="once") == "once"
+
+            await a.run(observer)
+
+    simulate(test)
+
+
+def test_a_cut_loses_nothing() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            receiver = start(b, collects, 3000)
+
+            async def sender() -> list[int]:
+                for number in range(3000):
+                    receiver.ref.send(number)
+                    if number % 300 == 0:
+                        world.network.cut("a", "b")
+                        await asyncio.sleep(0.001)
+                return list(await receiver.ref.result())
+
+            assert await a.run(sender) == list(range(3000))
+
+    simulate(test)
+
+
+def test_a_reference_to_a_lost_worker_fails_at_once_with_the_reason() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            observed = start(b, waits)
+            a.bury(b.me.birth, "b/1 was killed by SIGKILL")
+
+            async def asker() -> None:
+                for call in (observed.ref.deliver("m"), observed.ref.result()):
+                    with pytest.raises(WorkerLost, match="SIGKILL"):
+                        await call
+                with pytest.raises(WorkerLost, match="SIGKILL"):
+                    observed.ref.send("m")
+                assert await observed.ref.is_alive() is False
+
+            await a.run(asker)
+
+    simulate(test)
+
+
+def test_a_process_that_nobody_can_dial_is_unreachable() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("a") as a:
+            stranger = CoroRef("00000000000000ff", 1, 0xFF, 1, "eve", ("127.0.0.1:9",))
+            homeless = CoroRef("00000000000000ff", 1, 0xFE, 1, "eve", ())
+
+            async def asker() -> None:
+                with pytest.raises(Unreachable, match="127.0.0.1:9"):
+                    await stranger.deliver("m")
+                with pytest.raises(Unreachable, match="no address"):
+                    await homeless.deliver("m")
+
+            await a.run(asker)
+
+    simulate(test)
+
+
+# ------------------------------------------------------------------ requests
+
+
+def test_a_request_that_nobody_serves_is_answered_with_an_error() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            plain = start(b, waits)
+            with pytest.raises(ProtocolError, match="no discoro_server"):
+                await a.request(plain.ref, "setup", {})
+            with pytest.raises(ProtocolError, match="does not know the verb"):
+                await a.ask(b.me.birth, "dance", {}, 1)
+
+    simulate(test)
+
+
+def test_a_request_times_out_and_its_late_answer_is_dropped() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            kept: list[Incoming] = []
+            b.handlers["keep"] = kept.append
+            with pytest.raises(Timeout, match="did not answer keep in 1 s"):
+                await a.ask(b.me.birth, "keep", {}, 1)
+            kept[0].reply("late")
+            kept[0].reply("twice")
+            await asyncio.sleep(1)
+            assert not len(a._requests)
+
+    simulate(test)
+
+
+def test_a_bug_while_answering_is_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+
+            def broken(incoming: Incoming) -> None:
+                raise ZeroDivisionError("oops")
+
+            b.handlers["break"] = broken
+            with pytest.raises(RemoteError, match="oops"):
+                await a.ask(b.me.birth, "break", {}, 1)
+
+    simulate(test)
+    assert "a bug while answering" in caplog.text
+
+
+def test_an_error_brings_its_cause_along() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+
+            def refusing(incoming: Incoming) -> None:
+                try:
+                    {}["x"]
+                except KeyError as error:
+                    raise Overloaded("no") from error
+
+            b.handlers["refuse"] = refusing
+            with pytest.raises(Overloaded, match="no") as caught:
+                await a.ask(b.me.birth, "refuse", {}, 1)
+            assert isinstance(caught.value.__cause__, KeyError)
+
+    simulate(test)
+
+
+# ------------------------------------------------------------------ names
+
+
+def test_locate_here_there_and_by_a_third() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("n", role="node") as n, world.mesh("a", n) as a, world.mesh("b", n) as b:
+            here = start(a, waits)
+
+            async def registering(coro: Any = None) -> None:
+                assert await coro.register("there") == 0
+                await waits()
+
+            there = start(b, registering)
+
+            async def asker() -> None:
+                assert await a.register(here, "here") == 0
+                assert await Coro.locate("here") == here.ref
+                found = await Coro.locate("there", timeout=5)
+                assert found == there.ref
+                assert await found.deliver("m") == 1  # b is dialled by what the reference says of it
+                assert await Coro.locate("here", location="n") == here.ref
+                with pytest.raises(Timeout, match="nobody registered 'nowhere' in 3 s; nodes asked: .*n"):
+                    await Coro.locate("nowhere", timeout=3)
+
+            await a.run(asker)
+            assert len(there.mailbox) == 1
+
+    simulate(test)
+
+
+def test_locate_waits_for_a_name_that_appears_later() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("n", role="node") as n, world.mesh("a", n) as a, world.mesh("b", n) as b:
+
+            async def later(coro: Any = None) -> None:
+                await asyncio.sleep(20)
+                await coro.register("late")
+                await waits()
+
+            coro = start(b, later)
+
+            async def asker() -> CoroRef:
+                return await Coro.locate("late")
+
+            assert await a.run(asker) == coro.ref
+
+    simulate(test)
+
+
+def test_names_go_with_their_coroutine_and_with_their_process() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("n", role="node") as n, world.mesh("a", n) as a:
+            async with world.mesh("b", n) as b:
+                short, long = start(b, waits), start(b, waits)
+                await b.register(short, "short")
+                await b.register(long, "long")
+                assert len(n._names.known("short")) == len(n._names.known("long")) == 1
+                await b.unregister(short, None)
+                assert n._names.known("short") == []
+                short.stop("terminated")
+            await until(lambda: n._names.known("long") == [])
+
+            async def asker() -> None:
+                with pytest.raises(Timeout):
+                    await Coro.locate("long", timeout=2)
+
+            await a.run(asker)
+
+    simulate(test)
+
+
+def test_a_name_taken_twice_in_one_process_is_an_error_unless_shared() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("a") as a:
+            first, second = start(a, waits), start(a, waits)
+            assert await a.register(first, "name") == 0
+            assert await a.register(first, "name") == 0  # the same once more
+            with pytest.raises(NameTaken, match="name"):
+                await a.register(second, "name")
+            assert await a.register(second, "name", shared=True) == 0
+            with pytest.raises(ValueError, match="bytes"):
+                await a.register(second, "x" * 300)
+
+    simulate(test)
+
+
+def test_locate_gives_one_that_is_not_busy_and_servers_all_free_ones_first() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("n", role="node") as n, world.mesh("m", n, role="node") as m, world.mesh("a", n) as a:
+            coros = [start(mesh, waits) for mesh in (n, n, m)]
+            for coro in coros:
+                await (n if coro is not coros[2] else m).register(coro, "discoro_server", shared=True)
+            coros[0].load = 2
+            coros[1].load = 1
+
+            async def asker() -> None:
+                assert await Coro.locate("discoro_server") == coros[2].ref
+                assert await a.servers() == [coros[2].ref, coros[1].ref, coros[0].ref]
+
+            await until(lambda: len(a.nodes()) == 2)  # n told it of m
+            await a.run(asker)
+
+    simulate(test)
+
+
+def test_with_no_node_at_all_locate_and_servers_say_what_was_tried() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("a", discover_timeout=4, peers=["127.0.0.1:9"]) as a:
+
+            async def asker() -> None:
+                for call in (Coro.locate("x"), a.servers()):
+                    began = asyncio.get_running_loop().time()
+                    with pytest.raises(NoNodes, match="(?s)no usable node in 4 s.*127.0.0.1:9.*discoro-node.*local=True"):
+                        await call
+                    assert asyncio.get_running_loop().time() - began <= 5
+
+            await a.run(asker)
+
+    simulate(test)
+
+
+def test_nodes_tell_of_each_other() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("n", role="node") as n, world.mesh("a", n) as a, world.mesh("m", n, role="node") as m:
+            await until(lambda: knows(a, m) and knows(m, a))
+
+    simulate(test)
+
+
+def test_a_peer_given_by_hand_is_found_again_after_it_was_lost() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b, peer_timeout=3) as a:
+            with world.network.partition("a", "b"):
+                await until(lambda: not a.nodes())
+            await until(lambda: knows(a, b))
+
+    simulate(test)
+
+
+# ------------------------------------------------------------------ start and end
+
+
+def test_closing_ends_coroutines_and_tells_peers_at_once() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b:
+            ended = []
+
+            async def lives() -> None:
+                try:
+                    await waits()
+                finally:
+                    ended.append(True)
+
+            async with world.mesh("a", b) as a:
+                start(a, lives)
+                await asyncio.sleep(0)
+            assert ended == [True]
+            await until(lambda: not b.nodes(), 1)
+
+    simulate(test)
+
+
+def test_run_gives_the_value_and_ends_with_its_caller() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("a") as a:
+            assert await a.run(answers, 5) == 5
+            with pytest.raises(ValueError, match="bad"):
+                await a.run(fails)
+            task = asyncio.ensure_future(a.run(waits))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not a._coros
+
+    simulate(test)
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(TypeError, match="colour"):
+        Mesh(colour="red")
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ("ada", "ada:24200"),
+        ("ada:5", "ada:5"),
+        ("10.0.0.1", "10.0.0.1:24200"),
+        ("fd00::1", "[fd00::1]:24200"),
+        ("[fd00::1]", "[fd00::1]:24200"),
+        ("[fd00::1]:7", "[fd00::1]:7"),
+    ],
+)
+def test_addresses_get_the_default_port(given: str, address: str) -> None:
+    assert with_port(given) == address
+
+
+@pytest.mark.parametrize("junk", ["", ":5", "ada:", "ada:x", "ada:0", "ada:70000"])
+def test_what_is_no_address_is_refused(junk: str) -> None:
+    with pytest.raises(ConfigError, match="not an address"):
+        with_port(junk)
