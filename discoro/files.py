@@ -8,10 +8,12 @@ followed. It knows nothing of links or coroutines.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -19,8 +21,8 @@ from discoro.blobs import Blob, Receiving, checked_blob, new_digest
 from discoro.errors import ConfigError, DestPathError, ProtocolError, SetupFailed, TooLarge
 from discoro.messages import MAX_NAME, Part
 
-MAX_FILES = 4000  # of one computation: they are listed in the header of one frame
-MAX_OPEN = 64  # blobs being received at once
+MAX_FILES = 1000  # of one computation: their names and digests travel in one header (messages.MAX_FIELDS)
+MAX_OPEN = 64  # blobs under way whose digest is kept in memory; one beyond it is read again from the disk
 _READ = 1 << 20
 
 
@@ -32,6 +34,7 @@ class Shipped(NamedTuple):
     executable: bool
 
     def to_plain(self) -> list[Any]:
+        """The file as plain values, for the header of a frame; `checked_files` reads a list of them."""
         return [self.name, self.blob.digest, self.blob.size, self.executable]
 
 
@@ -52,25 +55,26 @@ def checked_files(values: Any) -> list[Shipped]:
 def checked_name(name: str) -> str:
     """A relative name with / that stays below its directory on every system; ProtocolError otherwise."""
     parts = name.split("/")
-    bad = any(part in ("", ".", "..") for part in parts) or any(c in '\\:*?"<>|' or ord(c) < 32 for c in name)
-    if bad or len(name.encode("utf-8", "surrogatepass")) > 4 * MAX_NAME or any(part.endswith((" ", ".")) for part in parts):
-        raise ProtocolError(f"file name {name!r:.80} could leave the directory of its computation, or is no name everywhere")
+    odd = any(c in '\\:*?"<>|' or ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name)
+    if odd or any(part in ("", ".", "..") or part.endswith((" ", ".")) for part in parts):
+        raise ProtocolError(f"the file name {name!r:.80} could leave the directory of its computation, or is no name everywhere")
+    if len(name.encode()) > 4 * MAX_NAME:
+        raise ProtocolError(f"the file name {name!r:.80} has more than {4 * MAX_NAME} bytes")
     return name
 
 
-def measure(path: Path, name: str, limit: int) -> Shipped:
-    """The file at `path` as it will travel; ConfigError where it cannot be read, TooLarge past `limit` bytes (0: no limit)."""
+def measure(path: Path, name: str) -> Shipped:
+    """The file at `path` as it will travel under `name`; ConfigError where it cannot be read, or cannot have that name."""
+    digest = new_digest()
     try:
-        size = path.stat().st_size
-        if limit and size > limit:
-            raise TooLarge(f"{path} has {size} bytes; at most {limit} are allowed (--max_file_size)")
-        digest = new_digest()
         with open(path, "rb") as file:
             while data := file.read(_READ):
                 digest.update(data)
             return Shipped(checked_name(name), Blob(digest.hexdigest(), file.tell()), os.access(path, os.X_OK))
     except OSError as error:
         raise ConfigError(f"the file {path} cannot be read: {error.strerror}. Check the path in depends") from error
+    except ProtocolError as error:
+        raise ConfigError(f"{error}. Rename {path}") from None
 
 
 def private_directory(path: Path) -> Path:
@@ -86,86 +90,61 @@ def private_directory(path: Path) -> Path:
 
 
 class Store:
-    """The blobs in one directory. `max_file_size` in bytes, 0: no limit."""
+    """The blobs in one directory, and those on their way there. `max_file_size` in bytes, 0: no limit."""
 
     def __init__(self, directory: Path, max_file_size: int = 0) -> None:
         self._directory = private_directory(directory)
         self._limit = max_file_size
-        self._open: dict[str, Receiving] = {}
+        self._open: OrderedDict[str, Receiving] = OrderedDict()  # the latest used last
+
+    @property
+    def directory(self) -> Path:
+        """Where the blobs lie; another Store there, even of another process, has the same ones."""
+        return self._directory
 
     def path(self, blob: Blob) -> Path:
+        """Where the blob lies, or will."""
         return self._directory / blob.digest
 
-    def _aside(self, blob: Blob) -> Path:
-        return self._directory / f"{blob.digest}.part"
-
     def has(self, blob: Blob) -> bool:
+        """Whether the blob is here, whole."""
         path = self.path(blob)
         return path.is_file() and path.stat().st_size == blob.size
 
-    def offer(self, blobs: Iterable[Blob]) -> list[list[Any]]:
-        """Which of these are wanted, as [digest, from which byte]; TooLarge for one past the limit."""
-        wanted: list[list[Any]] = []
-        for blob in dict.fromkeys(blobs):
-            if self._limit and blob.size > self._limit:
-                raise TooLarge(f"a file of {blob.size} bytes; this node takes at most {self._limit} (--max_file_size)")
-            if not self.has(blob):
-                wanted.append([blob.digest, self._begin(blob)])
+    def missing(self, files: Iterable[Shipped]) -> list[str]:
+        """The names of the files whose blob is not here."""
+        return [file.name for file in files if not self.has(file.blob)]
+
+    def offer(self, files: Sequence[Shipped]) -> list[list[Any]]:
+        """Which blobs of these files are wanted, as [digest, from which byte]; TooLarge where one is past the limit."""
+        for file in files:
+            if self._limit and file.blob.size > self._limit:
+                raise TooLarge(f"{file.name} has {file.blob.size} bytes; at most {self._limit} are taken here (--max_file_size)")
+        wanted = []
+        for blob in dict.fromkeys(file.blob for file in files):
+            if blob.size == 0:
+                self.path(blob).touch(0o600)
+            elif not self.has(blob):
+                wanted.append([blob.digest, self._receiving(blob).received])
         return wanted
 
-    def _begin(self, blob: Blob) -> int:
-        """Open a blob for receiving, after what an earlier transfer left of it."""
-        if blob.size == 0:
-            self.path(blob).touch(0o600)
-            return 0
-        if blob.digest not in self._open:
-            if len(self._open) >= MAX_OPEN * 64:
-                raise TooLarge(f"{len(self._open)} files are being received here, and no more are taken")
-            self._open[blob.digest] = self._resumed(blob)
-        return self._open[blob.digest].received
-
-    def _resumed(self, blob: Blob) -> Receiving:
-        aside, digest, received = self._aside(blob), new_digest(), 0
-        if aside.is_file() and not aside.is_symlink():
-            with open(aside, "rb") as file:
-                while data := file.read(_READ):
-                    digest.update(data)
-                received = file.tell()
-        if received >= blob.size:
-            aside.unlink()
-            return Receiving(blob)
-        return Receiving(blob, received, digest)
-
-    def take(self, digest: str, offset: int, data: Part) -> bool:
-        """Write one chunk; whether the blob is now whole. ProtocolError for bytes that do not fit or lie about the digest."""
-        receiving = self._open.get(digest)
-        if receiving is None:
-            raise ProtocolError(f"a chunk of file {digest:.12}, which was not offered")
-        aside = self._aside(receiving.blob)
-        try:
-            receiving.take(offset, data)
-            self._write(aside, offset, data)
-        except (ProtocolError, OSError) as error:
-            self._drop(digest, aside)
-            if isinstance(error, OSError):
-                raise SetupFailed(f"a file could not be written in {self._directory}: {error.strerror}") from None
-            raise
-        if receiving.done:
-            os.replace(aside, self.path(receiving.blob))
-            del self._open[digest]
-        return receiving.done
-
-    @staticmethod
-    def _write(aside: Path, offset: int, data: Part) -> None:
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.seek(offset)
-            file.write(data)
-
-    def _drop(self, digest: str, aside: Path) -> None:
-        self._open.pop(digest, None)
-        with contextlib.suppress(OSError):
-            aside.unlink()
+    def take(self, blob: Blob, offset: int, data: Part) -> bool:
+        """Write one chunk; whether the blob is now whole. ProtocolError for bytes that do not fit, or lie about the digest."""
+        if self.has(blob):  # another sender was faster
+            return True
+        if self._limit and blob.size > self._limit:
+            raise TooLarge(f"a file of {blob.size} bytes; at most {self._limit} are taken here (--max_file_size)")
+        receiving = self._receiving(blob)
+        at = receiving.received
+        self._write(receiving, at, receiving.take(offset, data))
+        if not receiving.complete:
+            return False
+        if not receiving.verified:
+            self._drop(blob)
+            raise ProtocolError(f"file {blob.digest:.12} of {blob.size} bytes: what came has another digest")
+        os.replace(self._aside(blob), self.path(blob))
+        del self._open[blob.digest]
+        return True
 
     def place(self, shipped: Shipped, directory: Path) -> Path:
         """A copy of a blob under its name in `directory`, replacing what is there. SetupFailed where it cannot be written."""
@@ -182,17 +161,70 @@ class Store:
             raise SetupFailed(f"{shipped.name} could not be written in {directory}: {error.strerror}") from error
         return target
 
+    # -------------------------------------------------------------- under way
+
+    def _aside(self, blob: Blob) -> Path:
+        return self._directory / f"{blob.digest}.part"
+
+    def _receiving(self, blob: Blob) -> Receiving:
+        """How far this blob has come, in this transfer or one that broke before."""
+        receiving = self._open.get(blob.digest)
+        if receiving is None or receiving.blob != blob:
+            receiving = self._open[blob.digest] = self._resumed(blob)
+        self._open.move_to_end(blob.digest)
+        if len(self._open) > MAX_OPEN:
+            self._open.popitem(last=False)
+        return receiving
+
+    def _resumed(self, blob: Blob) -> Receiving:
+        aside, digest, received = self._aside(blob), new_digest(), 0
+        if aside.is_file() and not aside.is_symlink():
+            with open(aside, "rb") as file:
+                while data := file.read(_READ):
+                    digest.update(data)
+                received = file.tell()
+        if received < blob.size:
+            return Receiving(blob, received, digest)
+        aside.unlink()  # a whole one would have been renamed: these are other bytes
+        return Receiving(blob)
+
+    def _write(self, receiving: Receiving, at: int, data: memoryview) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            descriptor = os.open(self._aside(receiving.blob), flags, 0o600)
+            with open(descriptor, "wb") as file:
+                file.seek(at)
+                file.write(data)
+        except OSError as error:
+            self._drop(receiving.blob)
+            raise SetupFailed(f"a file could not be written in {self._directory}: {error.strerror}") from error
+
+    def _drop(self, blob: Blob) -> None:
+        del self._open[blob.digest]
+        with contextlib.suppress(OSError):
+            self._aside(blob).unlink()
+
 
 def remove_files(files: Iterable[Path], directory: Path) -> None:
-    """Remove these files and the directories below `directory` that they leave empty; what is gone already is fine."""
+    """Remove these files, what Python compiled of them, and the directories below `directory` that this leaves empty."""
     for path in files:
+        for each in (path, *compiled(path)):
+            with contextlib.suppress(OSError):  # gone already, which is fine
+                each.unlink()
+            _remove_empty(each.parent, directory)
+
+
+def compiled(path: Path) -> Iterator[Path]:
+    """What importing a source file leaves beside it."""
+    if path.suffix == ".py":
+        yield Path(importlib.util.cache_from_source(str(path)))
+
+
+def _remove_empty(below: Path, directory: Path) -> None:
+    while directory in below.parents:
         with contextlib.suppress(OSError):
-            path.unlink()
-        for parent in path.parents:
-            if parent == directory or directory not in parent.parents:
-                break
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+            below.rmdir()
+        below = below.parent
 
 
 def _make_parents(directory: Path, target: Path) -> None:

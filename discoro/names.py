@@ -83,7 +83,9 @@ class Names:
         return gone
 
     async def _tell(self, verb: str, pairs: Iterable[tuple[str, CoroRef]]) -> None:
-        """Every known node confirms, or is gone."""
+        """Every known node confirms, or is gone. A node keeps its names to itself: whoever looks for them asks it."""
+        if self._neighbours.me.role == "node":
+            return
         asked = [
             self._neighbours.ask(node.birth, verb, {"name": name, "ref": ref.to_plain()}, ANSWER_TIMEOUT)
             for name, ref in pairs
@@ -99,6 +101,8 @@ class Names:
         """A node is known now: tell it our names, and wake who waits for nodes."""
         came, self.node_came = self.node_came, asyncio.Event()
         came.set()
+        if self._neighbours.me.role == "node":
+            return
         for name, holders in list(self._here.items()):
             for coro in holders:
                 arguments = {"name": name, "ref": coro.ref.to_plain()}
@@ -192,7 +196,9 @@ class Names:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                found.update((each.ref, each) for each in _found(answer))
+                for each in _found(answer):
+                    if each.ref not in found or each.ref.birth == node.birth:  # who runs it knows best how busy it is
+                        found[each.ref] = each
         return list(found.values())
 
     async def _some_node(self, timeout: float) -> bool:

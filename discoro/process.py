@@ -1,20 +1,161 @@
-"""This process and its parent: what a child is given, and how it ends with whoever started it.
+"""Parent and child: what a child process is given, how its end is seen, and how it ends with its parent.
 
-Used for workers (children of a node) and for a node that a program starts for itself. No process outlives its starter, however
-that ended, and none needs the other's cooperation for it.
+Used for workers (children of a node) and for a node that a program starts for itself. No process outlives its parent, however
+that ended, and none needs the other's cooperation for it. `Child` is the parent's side, `Parent` the child's; between them is
+one pipe, the child's standard input: the parent tells one line of JSON through it, and closes it to have the child end.
+Nothing here knows what a child does.
 """
 
 from __future__ import annotations
 
-import ctypes
+import asyncio
+import contextlib
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal that this process gets when the thread that forked it ends
-END_GRACE = 2.0  # seconds between the parent's end and ours, where the loop does not end by itself
+CHUNK = 64 * 1024  # bytes of output taken at once; what a pipe holds
+TOLD_LIMIT = 64 * 1024  # bytes of the line that a child is told: it fits into an empty pipe, so that telling never waits
+
+
+class Child:
+    """A child process in a process group of its own, with the pipes to it.
+
+    Made inside a running event loop; the thread that makes it must live as long as the child may (see `Parent.end_with`).
+    `told` reaches it through its standard input, so that no list of processes shows it. `on_output` is called with what it
+    writes. `ended` is set to its status, as subprocess has it; wait for it with `asyncio.wait`, which leaves it alone. Raises
+    OSError where it cannot be started.
+
+    It is no asyncio.subprocess: the `wait` of that also waits until nobody holds the pipes any more (Python 3.11.7 to 3.13), so
+    that a process started by the child would hide the child's end.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        told: dict[str, Any],
+        on_output: Callable[[bytes], None],
+        *,
+        cwd: Path | None = None,
+        stderr: int | None = None,
+    ) -> None:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            command, bufsize=0, stdin=pipe, stdout=pipe, stderr=stderr, cwd=cwd, env=child_environment(), process_group=0
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+        self._loop = asyncio.get_running_loop()
+        self._on_output = on_output
+        self._silent: asyncio.Future[None] = self._loop.create_future()  # its output has ended
+        self.ended: asyncio.Future[int] = self._loop.create_future()
+        os.set_blocking(self._output.fileno(), False)
+        self._loop.add_reader(self._output.fileno(), self._read)
+        threading.Thread(target=self._wait, name=f"child {self.pid}", daemon=True).start()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which `ended` tells
+            self._input.write(json.dumps({**told, "parent": os.getpid()}).encode() + b"\n")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __repr__(self) -> str:
+        return f"<Child {self.pid} {f'status {self.ended.result()}' if self.ended.done() else 'running'}>"
+
+    def ask_to_end(self) -> None:
+        """Close its standard input, which it takes as the request to end in order."""
+        self._input.close()
+
+    def signal(self, number: int) -> None:
+        """A signal to the child alone; none where it has ended."""
+        self._process.send_signal(number)
+
+    def signal_group(self, number: int) -> None:
+        """A signal to the child and to what it started, but for what moved to another process group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # none left; on macOS: only zombies left
+            os.killpg(self.pid, number)
+
+    async def finish(self, timeout: float) -> int:
+        """Wait for its end, end what it started, take the rest of its output for at most `timeout` seconds; its status."""
+        await asyncio.wait([self.ended])
+        self.signal_group(signal.SIGKILL)
+        await asyncio.wait([self._silent], timeout=timeout)
+        self._close_output()
+        self._input.close()
+        return self.ended.result()
+
+    def _wait(self) -> None:
+        """In a thread of its own, which does nothing but wait."""
+        status = self._process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self.ended.set_result, status)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._output.fileno(), CHUNK)
+        except BlockingIOError:
+            return
+        if data:
+            self._on_output(data)
+        else:
+            self._close_output()
+
+    def _close_output(self) -> None:
+        if not self._silent.done():
+            self._silent.set_result(None)
+            self._loop.remove_reader(self._output.fileno())
+            self._output.close()
+
+
+class Parent(NamedTuple):
+    """The process that started this one, its end of the pipe to us, and what it told."""
+
+    pid: int
+    pipe: int
+    told: dict[str, Any]
+
+    @classmethod
+    def meet(cls) -> Parent | None:
+        """Take over standard input, which is empty from now on, and read what the parent tells; None where none does."""
+        if os.isatty(0):
+            return None
+        pipe = _take_standard_input()
+        try:
+            told = json.loads(_first_line(pipe))
+        except ValueError:
+            return None
+        return cls(told.pop("parent"), pipe, told) if isinstance(told, dict) and "parent" in told else None
+
+    def end_with(self, ask_to_end: Callable[[], object], *, grace: float, kernel: int = signal.SIGKILL) -> None:
+        """From now on, end when the parent does, or when it closes the pipe.
+
+        That calls `ask_to_end`, in another thread, and ends this process hard after `grace` seconds. On Linux the kernel sends
+        the signal `kernel` besides when the thread that forked us ends: so neither a call that holds the interpreter's lock
+        keeps us, nor somebody who inherited the parent's end of the pipe (PR_SET_PDEATHSIG). It is set after the fork, and the
+        parent may be gone by then: that is looked at afterwards.
+        """
+        if sys.platform == "linux":
+            import ctypes  # only here, since no other process needs it
+
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, kernel)
+            if os.getppid() != self.pid:
+                os._exit(1)
+        threading.Thread(target=self._watch, args=(ask_to_end, grace), name="parent", daemon=True).start()
+
+    def _watch(self, ask_to_end: Callable[[], object], grace: float) -> None:
+        while os.read(self.pipe, CHUNK):
+            pass
+        with contextlib.suppress(RuntimeError):  # the loop is closed: we are ending already
+            ask_to_end()
+        threading.Event().wait(grace)
+        os._exit(1)
 
 
 def child_environment() -> dict[str, str]:
@@ -26,44 +167,18 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{path}" if path else here}
 
 
-def take_standard_input() -> int:
+def _take_standard_input() -> int:
     """The descriptor of our standard input, moved away: code that reads from standard input finds it empty."""
-    taken = os.dup(0)
-    os.set_inheritable(taken, False)
+    taken = os.dup(0)  # which no child inherits
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     return taken
 
 
-def read_line(descriptor: int, limit: int = 64 * 1024) -> bytes:
-    """The first line from a pipe, byte by byte, so that nothing after it is taken; b"" at its end."""
-    line = bytearray()
-    while len(line) < limit:
-        byte = os.read(descriptor, 1)
-        if not byte or byte == b"\n":
-            break
-        line += byte
-    return bytes(line)
-
-
-def end_with_parent(pipe: int, parent: int, ask_to_end: Callable[[], object]) -> None:
-    """End when the parent does. `pipe` is the reading end of one that only the parent can write to.
-
-    Its end asks us to end in order, and ends us hard after 2 s. On Linux the kernel kills us besides, so that neither a call
-    that holds the interpreter's lock nor a stopped loop keeps us (PR_SET_PDEATHSIG; set after the fork, so the parent may be
-    gone already: that is looked at afterwards).
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-    threading.Thread(target=_watch, args=(pipe, ask_to_end), name="parent", daemon=True).start()
-
-
-def _watch(pipe: int, ask_to_end: Callable[[], object]) -> None:
-    while os.read(pipe, 4096):
-        pass
-    ask_to_end()
-    threading.Event().wait(END_GRACE)
-    os._exit(1)
+def _first_line(descriptor: int) -> bytes:
+    """What comes through a pipe up to the end of a line, or its end; nothing follows a line that a parent tells."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < TOLD_LIMIT and (data := os.read(descriptor, CHUNK)):
+        line += data
+    return line

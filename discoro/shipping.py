@@ -258,7 +258,7 @@ def _class_as_bytes(cls: type) -> tuple[bytes, bytes]:
 
 
 def _remember(built: dict[bytes, type], cls: type, digest: bytes, code: bytes) -> None:
-    """Keep a class by its digest, and its bytes: an instance that comes back is then one of the same class."""
+    """Keep a class by its digest, and its bytes: an instance that comes back is one of the same class."""
     if len(built) >= CLASSES_KEPT:
         del built[next(iter(built))]
     built[digest] = cls

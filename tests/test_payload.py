@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import pickle
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,43 @@ def test_nesting_too_deep_is_no_crash() -> None:
     deep: list[object] = []
     for _ in range(100_000):
         deep = [deep]
-    with pytest.raises(errors.PackError, match="message: RecursionError"):
+    with pytest.raises(errors.PackError, match="message: RecursionError.* flatter"):
         payload.pack(deep)
     while deep:  # freed one by one: the interpreter would recurse
         deep = deep.pop()  # type: ignore[assignment]
+
+
+class Endless:
+    """Made anew by every look at it, and with a way back to where it was."""
+
+    def __init__(self, root: list[object]) -> None:
+        self.root = root
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (), [threading.Lock(), self.root]
+
+
+def test_a_culprit_that_cannot_be_found_again_is_still_told() -> None:
+    root: list[object] = []
+    root.append(Endless(root))
+    with pytest.raises(errors.PackError, match=f"message: {LOCK}"):
+        payload.pack(root)
+
+
+class Fickle(dict[str, int]):
+    looks = 0
+
+    def items(self) -> Any:
+        Fickle.looks += 1
+        if Fickle.looks > 2:
+            raise RuntimeError("enough")
+        return super().items()
+
+
+def test_a_search_that_stumbles_over_an_object_hides_nothing() -> None:
+    with pytest.raises(errors.PackError, match=f"message: {LOCK}"):
+        payload.pack([Fickle(), [[threading.Lock()]]])
+    assert Fickle.looks == 3
 
 
 @pytest.mark.parametrize(
@@ -146,6 +180,11 @@ def test_what_cannot_be_unpacked_is_an_error(parts: Sequence[Part], reason: str)
         payload.unpack(parts)
     with pytest.raises(errors.UnpackError):
         payload.unpack(parts, Namespace("n"))
+
+
+def test_what_is_no_code_is_refused_as_such() -> None:
+    with pytest.raises(errors.UnpackError, match="a list was expected"):
+        payload.unpack_code(payload.pack({"a": 1}), Namespace("n"))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +286,8 @@ def test_an_unnamed_class_is_built_once_per_digest(monkeypatch: pytest.MonkeyPat
 
     one, two = make(1), make(2)
     packed = payload.pack([one(), one, two])
-    assert payload.unpack(packed)[1] is one  # back where it is from
+    for namespace in (None, Namespace("n")):
+        assert payload.unpack(packed, namespace)[1] is one  # back where it is from
     monkeypatch.setattr(shipping, "_built_here", {})  # as in another process
     for namespace in (None, Namespace("n")):
         first, again = payload.unpack(packed, namespace), payload.unpack(packed, namespace)
@@ -324,6 +364,53 @@ def test_code_kept_keeps_its_classes() -> None:
     (fresh,) = payload.unpack_code(payload.pack_code([Holder]), namespace)
     assert again is first is not Holder and fresh is not first
     assert namespace.lookup(__name__, "Holder") is fresh
+
+
+def test_a_class_that_is_kept_stays_as_it_is() -> None:
+    namespace = Namespace("n")
+    (there,) = payload.unpack_code(payload.pack_code([Holder]), namespace)
+    there.__init__ = there.note = None
+    payload.unpack_code(payload.pack_code([Holder]), namespace, keep=True)
+    assert there.__init__ is there.note is None
+
+
+def test_a_class_that_came_with_a_message_has_its_name_in_the_namespace() -> None:
+    namespace = Namespace("n")
+    shipping._Shipped.add(__name__)
+    packed = payload.pack(Holder())
+    shipping._built_here.clear()  # as in another process
+    holder = payload.unpack(packed, namespace)
+    assert namespace.lookup(__name__, "Holder") is type(holder) is not Holder
+
+
+class Bare:
+    pass
+
+
+def test_a_class_without_methods_makes_its_module_known_as_shipped() -> None:
+    assert payload.unpack(payload.pack(Bare)) is Bare
+    packed = payload.pack(Bare())
+    payload.pack_code([Bare])
+    assert len(payload.pack(Bare())[0]) > len(packed[0])
+
+
+def test_a_plain_name_is_looked_up_in_the_namespace() -> None:
+    """What a sender can import goes by name, and the receiver may have it by shipping only."""
+    namespace = Namespace("n")
+    namespace.globals_of("no_such_module_here")["thing"] = here = object()
+    assert payload.unpack([b"cno_such_module_here\nthing\n."], namespace) is here
+
+
+@contextlib.contextmanager
+def managed() -> Iterator[int]:
+    yield counter
+
+
+def test_a_wrapper_from_an_installed_module_keeps_its_globals_there() -> None:
+    (found,) = payload.unpack_code(payload.pack_code([managed]), Namespace("n"))
+    assert found.__globals__ is vars(contextlib)
+    with found() as value:
+        assert value == counter
 
 
 def test_a_class_of_a_shipped_module_finds_its_namespace() -> None:
@@ -652,7 +739,10 @@ class Key:                              # can be hashed only where its helper is
 SEEN = {Key(1): 1}
 def use_keys(): return [Key(1).known(), Key(2).known()]
 def use_seen(): return [key.known() for key in SEEN]
-def by_name_only(): return globals()["Helped"]().n()
+def by_name_only(): return [globals()["Helped"]().n(), globals()["helped"]()]
+def helped(): return LIMIT
+helped.tag = "tagged"
+def attributes(): return helped.tag
 class Helped:
     def n(self): return LIMIT
 
@@ -685,7 +775,8 @@ CODE = {
     "descriptor": ([use_descriptor], ()), "exception": ([use_failing], ()),
     "class first": ([Child, use_child], (1,)), "bound method": ([Child(2).describe], ()),
     "callable": ([Call()], (2,)), "keys": ([use_keys], ()),
-    "keys in data only": ([use_seen], ()), "depends by name": ([by_name_only, Helped], ()),
+    "keys in data only": ([use_seen], ()), "depends by name": ([by_name_only, Helped, helped], ()), 
+    "attributes": ([attributes], ()),
 }
 
 if __name__ == "__main__":
@@ -813,7 +904,8 @@ EXPECTED = {
     "callable": 6,
     "keys": [True, False],
     "keys in data only": [True],
-    "depends by name": 3,
+    "depends by name": [3, 3],
+    "attributes": "tagged",
     "twice the same class": True,
     "error": ["Failing", 3, "no"],
     "steps": 5,

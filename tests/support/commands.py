@@ -68,9 +68,14 @@ class Command:
 
     def next(self, kind: str, timeout: float) -> Any:
         """The value of its next event, which must be of that kind. Fails after `timeout` seconds, with its output."""
-        got, value = json.loads(self.line(timeout))
+        got, value = self.event(timeout)
         assert got == kind, f"said {got!r} ({value!r}) instead of {kind!r}\n{self.output}"
         return value
+
+    def event(self, timeout: float) -> tuple[str, Any]:
+        """Its next event, whatever it is."""
+        kind, value = json.loads(self.line(timeout))
+        return kind, value
 
     def line(self, timeout: float) -> bytes:
         """Its next line on standard output."""
