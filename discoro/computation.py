@@ -15,19 +15,34 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from discoro import payload
-from discoro.blobs import Sending
+from discoro.blobs import Chunk, Sending
 from discoro.coro import CoroRef, Handle, check_coroutine, host_here
-from discoro.errors import CloseFailed, ConfigError, DiscoroError, NotSetUp, PeerLost, Timeout, Unreachable, WorkerLost
-from discoro.files import MAX_FILES, Shipped, measure
+from discoro.errors import (
+    CloseFailed,
+    ConfigError,
+    NotSetUp,
+    PackError,
+    PeerLost,
+    ProtocolError,
+    SetupFailed,
+    Timeout,
+    TooLarge,
+    Unreachable,
+    WorkerLost,
+)
+from discoro.files import MAX_FILES, Shipped, measure, read_chunk
 from discoro.mesh import Mesh
 from discoro.messages import Part
 
 PING_TIMEOUT = 5.0  # seconds; a node answers in milliseconds however busy its workers are
 CLOSE_TIMEOUT = 10.0  # seconds that running coroutines get to end
+GIVE_UP_TIMEOUT = 1.0  # seconds that a worker whose setup was given up gets to answer, before it is killed
 CLOSE_GRACE = 10.0  # seconds on top that the node gets to kill a worker and answer
+NAME_LETTERS = 100  # of a function's name, which is for people
+REMEMBERED = 1024  # runs at a server after which those that ended are forgotten
 _LEFT_OUT = {"__pycache__", ".git", ".hg", ".venv", "venv", "node_modules"}
 
 
@@ -35,18 +50,20 @@ class Computation:
     """Packs a coroutine function, with what it uses, for `discoro_server`s to run (the asyncoro 3.2 discoro page).
 
     `computation` is a generator function or an `async def`. `depends` lists what it uses beyond what its code names: functions,
-    classes, modules, and paths of files. `cleanup` says whether `close` removes the files. All four methods are used with yield
-    or await, take as `peer` what `Coro.locate` or `discoro.servers` gave, and raise a named error where they fail.
+    classes, modules (one in a package brings the whole package), and paths of files or directories. Files lie side by side in
+    the worker's working directory, under their base names. `cleanup` says whether `close` removes them. All four methods are
+    used with yield or await, take as `peer` what `Coro.locate` or `discoro.servers` gave, and raise a named error where they
+    fail.
 
     Raises NotACoroutine for anything but a coroutine function, ConfigError for a dependency that is none of these.
     """
 
     def __init__(self, computation: Callable[..., Any], depends: Sequence[Any] = (), cleanup: bool = True) -> None:
         check_coroutine(computation)
-        self.name = getattr(computation, "__name__", "computation")
+        self.name = getattr(computation, "__name__", "computation")[:NAME_LETTERS]
         self._function = computation
-        self._code = [each for each in depends if inspect.isfunction(each) or inspect.isclass(each)]
-        self._paths = list(_paths(depends))
+        self._code = [each for each in depends if _is_code(each)]
+        self._paths = _paths_by_name(depends)
         self._cleanup = cleanup
         self._id = secrets.token_hex(16)
         self._workers: dict[CoroRef, CoroRef] = {}  # server -> the discoro_server of the worker behind it
@@ -67,33 +84,36 @@ class Computation:
 
         `func`, a plain function, is then executed there with `args` and `kwargs`, after the files are in place; the globals it
         sets are seen by the computation. Again at the same server, it replaces the computation for later runs.
-        Raises Timeout (nothing is left half-open), SetupFailed (with what func raised as cause), PackError, TooLarge, PeerLost.
+        Raises Timeout, SetupFailed (with what func raised as cause), PackError, TooLarge, PeerLost, WorkerLost, and ConfigError
+        for a file that cannot be read. Nothing is left half-open: a setup that ran out of time while the code was being opened
+        closes the computation at that server; one that ran out of time before changes nothing.
         """
-        mesh, server = _mesh(), peer.ref
-        code, call = payload.pack_code([self._function, *self._code]), _packed_call(func, args, kwargs)
+        mesh, server = _mesh(), _server(peer)
+        code, call = _packed_code([self._function, *self._code]), _packed_call(func, args, kwargs)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout) as limit:
                 files = await asyncio.to_thread(self._measured)
-                await _send_files(mesh, server, files)
-                arguments = self._arguments(code=len(code), name=self.name, cleanup=self._cleanup)
-                arguments["files"] = [shipped.to_plain() for shipped, _ in files]
-                answer = await mesh.request(server, "setup", arguments, [*code, *call])
-        except TimeoutError:
-            mesh.ask_later(server, "close", self._arguments(timeout=0, code=0))
-            raise Timeout(f"setup of {self.name} at {server} was not done in {timeout:g} s; it was given up there too") from None
-        self._workers[server] = CoroRef.from_plain(answer.value["worker"])
+                with _named_loss(self.name, server):
+                    await _send_files(mesh, server, files)
+                    self._workers[server] = await self._open(mesh, server, [each for each, _ in files], code, call)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise Timeout(f"setup of {self.name} at {server} was not done in {timeout:g} s, and was given up") from error
         return 0
 
     async def run(self, peer: Handle, /, *args: Any, **kwargs: Any) -> CoroRef:
         """Create a coroutine of the computation at `peer`, with these arguments. Returns its reference.
 
-        Raises NotSetUp before setup and after close, WorkerLost where the worker is gone (set up again), PackError.
+        Raises NotSetUp before setup and after close, WorkerLost where the worker is gone (set up again), PackError. Arguments
+        that the computation does not take are a TypeError of the coroutine, which its `result` raises.
         """
-        mesh, server = _mesh(), peer.ref
+        mesh, server = _mesh(), _server(peer)
         worker = self._workers.get(server)
         if worker is None:
             raise NotSetUp(f"{self.name} is not set up at {server}, or was closed: call setup first")
-        body = payload.pack((args, kwargs))
+        with _named_places({"message[0]": "args", "message[1]": "kwargs"}):
+            body = payload.pack((args, kwargs))
         with _named_loss(self.name, server):
             answer = await mesh.request(worker, "run", self._arguments(), body)
         ref = CoroRef.from_plain(answer.value)
@@ -106,7 +126,7 @@ class Computation:
 
         Raises Timeout after `timeout` seconds, NotSetUp, WorkerLost, PeerLost.
         """
-        server = peer.ref
+        server = _server(peer)
         with _named_loss(self.name, server):
             await _mesh().request(server, "ping", self._arguments(), timeout=timeout)
         return 0
@@ -124,18 +144,19 @@ class Computation:
 
         A coroutine that does not end within `close_timeout` seconds, or a worker that stays busy, is killed with its worker;
         CloseFailed then names it. It also tells what func raised. Afterwards run and ping raise NotSetUp in every case.
+        Raises NotSetUp, WorkerLost, PeerLost too.
         """
-        mesh, server = _mesh(), peer.ref
+        mesh, server = _mesh(), _server(peer)
         call = _packed_call(func, args, kwargs)
         if self._workers.pop(server, None) is None:
             raise NotSetUp(f"{self.name} is not set up at {server}, or was closed already")
-        runs = self._runs.pop(server, [])
-        arguments = self._arguments(timeout=close_timeout, code=0)
+        running = [ref for ref in self._runs.pop(server, ()) if mesh.still_runs(ref)]
+        arguments = self._arguments(timeout=close_timeout)
         try:
             with _named_loss(self.name, server):
                 await mesh.request(server, "close", arguments, call, timeout=close_timeout + CLOSE_GRACE)
         except CloseFailed as error:
-            raise _naming(error, [ref for ref in runs if mesh.still_runs(ref)]) from error.__cause__
+            raise _naming(error, running) from error.__cause__
         return 0
 
     # -------------------------------------------------------------- parts
@@ -145,18 +166,26 @@ class Computation:
 
     def _measured(self) -> list[tuple[Shipped, Path]]:
         """Every file as it is now: what was edited since the last setup travels as edited."""
-        named = {name: path for path, name in self._paths}
-        if len(named) != len(self._paths):
-            doubled = [name for _, name in self._paths if [n for _, n in self._paths].count(name) > 1]
-            raise ConfigError(f"two files of depends have the name {doubled[0]!r}: files lie side by side, under their base names")
-        if len(named) > MAX_FILES:
-            raise ConfigError(f"{len(named)} files; at most {MAX_FILES} travel with one computation")
-        return [(measure(path, name, 0), path) for name, path in named.items()]
+        return [(measure(path, name), path) for name, path in self._paths.items()]
+
+    async def _open(
+        self, mesh: Mesh, server: CoroRef, files: Sequence[Shipped], code: Sequence[Part], call: Sequence[Part]
+    ) -> CoroRef:
+        """Ask the server to open the computation; the discoro_server of the worker that did."""
+        arguments = self._arguments(name=self.name, cleanup=self._cleanup, code=len(code))
+        arguments["files"] = [file.to_plain() for file in files]
+        try:
+            answer = await mesh.request(server, "setup", arguments, [*code, *call])
+        except asyncio.CancelledError:  # given up, by timeout or by whoever waits for us: the server must not go on
+            self._workers.pop(server, None)
+            mesh.ask_later(server, "close", self._arguments(timeout=GIVE_UP_TIMEOUT))
+            raise
+        return CoroRef.from_plain(answer.value["worker"])
 
     def _remember(self, mesh: Mesh, server: CoroRef, ref: CoroRef) -> None:
         runs = self._runs.setdefault(server, [])
         runs.append(ref)
-        if len(runs) % 1024 == 0:  # now and then, forget those that have ended
+        if len(runs) % REMEMBERED == 0:
             runs[:] = [each for each in runs if mesh.still_runs(each)]
 
 
@@ -166,47 +195,18 @@ def _mesh() -> Mesh:
     return mesh
 
 
-def _packed_call(func: Callable[..., Any] | None, args: Sequence[Any], kwargs: dict[str, Any] | None) -> list[Part]:
-    """`func` and its arguments for setup or close; nothing where there is none."""
-    if func is None:
-        return []
-    if not inspect.isroutine(func) or inspect.isgeneratorfunction(func) or inspect.iscoroutinefunction(func):
-        raise ConfigError(f"func must be a plain function, without yield and async; this is {func!r:.80}")
-    return payload.pack_code([func, tuple(args), dict(kwargs or {})])
+def _server(peer: Handle) -> CoroRef:
+    if not isinstance(peer, Handle):
+        raise ConfigError(f"peer is what Coro.locate or discoro.servers gave, used with yield or await; this is {peer!r:.80}")
+    return peer.ref
 
 
-async def _send_files(mesh: Mesh, server: CoroRef, files: Sequence[tuple[Shipped, Path]]) -> None:
-    """Transfer what the server lacks: it names what it wants, and from which byte on."""
-    if not files:
-        return
-    answer = await mesh.request(server, "offer", {"files": [shipped.to_plain() for shipped, _ in files]})
-    by_digest = {shipped.blob.digest: (shipped, path) for shipped, path in files}
-    for digest, offset in answer.value:
-        shipped, path = by_digest[digest]
-        await _send_file(mesh, server, Sending(shipped.blob, offset), path)
-
-
-async def _send_file(mesh: Mesh, server: CoroRef, sending: Sending, path: Path) -> None:
-    """One file, with as many chunks on the way as the window allows."""
-
-    async def send(offset: int, data: bytes) -> None:
-        await mesh.request(server, "chunk", {"digest": sending.blob.digest, "offset": offset}, [data])
-        sending.acknowledged()
-
-    on_the_way: set[asyncio.Task[None]] = set()
-    try:
-        with open(path, "rb") as file:
-            while not sending.done:
-                while (chunk := sending.next_chunk()) is not None:
-                    file.seek(chunk.offset)
-                    on_the_way.add(asyncio.ensure_future(send(chunk.offset, file.read(chunk.length))))
-                finished, on_the_way = await asyncio.wait(on_the_way, return_when=asyncio.FIRST_COMPLETED)
-                for task in finished:
-                    task.result()
-    finally:
-        for task in on_the_way:
-            task.cancel()
-        await asyncio.gather(*on_the_way, return_exceptions=True)
+def _naming(error: CloseFailed, running: Sequence[CoroRef]) -> CloseFailed:
+    """The error, with the coroutines that ran when close was called, where it names none of them."""
+    names = [str(ref) for ref in running]
+    if not names or error.__cause__ is not None or any(name in str(error) for name in names):
+        return error
+    return CloseFailed(f"{error}; running there were {', '.join(names[:10])}" + (" and others" if len(names) > 10 else ""))
 
 
 @contextlib.contextmanager
@@ -220,40 +220,138 @@ def _named_loss(name: str, server: CoroRef) -> Iterator[None]:
         raise PeerLost(f"{name} at {server}: {error}. Locate a server and call setup again") from error
 
 
-def _naming(error: CloseFailed, runs: Sequence[CoroRef]) -> CloseFailed:
-    """The error, with the coroutines that were still running as this client knows them."""
-    if not runs or "did not end" in str(error):
-        return error
-    return CloseFailed(f"{error}; still running were {', '.join(map(str, runs[:10]))}")
+# ------------------------------------------------------------------ packing
 
 
-def _paths(depends: Sequence[Any]) -> Iterator[tuple[Path, str]]:
-    """The files among the dependencies, each with the name it gets at the server."""
+@contextlib.contextmanager
+def _named_places(places: dict[str, str]) -> Iterator[None]:
+    """Have a PackError name the place in the caller's own words."""
+    try:
+        yield
+    except PackError as error:
+        place = next((each for each in places if str(error).startswith(each)), "")
+        raise PackError(places.get(place, "") + str(error).removeprefix(place)) from error.__cause__
+
+
+def _packed_code(functions: Sequence[Any]) -> list[Part]:
+    with _named_places({"code[0]": "the computation", "code": "depends"}):
+        return payload.pack_code(functions)
+
+
+def _packed_call(func: Callable[..., Any] | None, args: Sequence[Any], kwargs: dict[str, Any] | None) -> list[Part]:
+    """`func` and its arguments for setup or close; nothing where there is none."""
+    if func is None:
+        return []
+    if not inspect.isroutine(func) or inspect.isgeneratorfunction(func) or inspect.iscoroutinefunction(func):
+        raise ConfigError(f"func must be a plain function, without yield and async; this is {func!r:.80}")
+    with _named_places({"code[0]": "func", "code[1]": "args", "code[2]": "kwargs"}):
+        return payload.pack_code([func, tuple(args), dict(kwargs or {})])
+
+
+# ------------------------------------------------------------------ sending files
+
+
+async def _send_files(mesh: Mesh, server: CoroRef, files: Sequence[tuple[Shipped, Path]]) -> None:
+    """Transfer what the server lacks; once more from the beginning where what it had of a file was damaged."""
+    try:
+        await _send_wanted(mesh, server, files)
+    except ProtocolError:
+        try:
+            await _send_wanted(mesh, server, files)
+        except ProtocolError as error:
+            raise SetupFailed(f"a file changed while it was sent ({error}): call setup again") from error
+
+
+async def _send_wanted(mesh: Mesh, server: CoroRef, files: Sequence[tuple[Shipped, Path]]) -> None:
+    """The server names what it wants, and from which byte on."""
+    if not files:
+        return
+    try:
+        answer = await mesh.request(server, "offer", {"files": [shipped.to_plain() for shipped, _ in files]})
+    except TooLarge as error:
+        largest, path = max(files, key=lambda file: file[0].blob.size)
+        raise TooLarge(f"{path} has {largest.blob.size} bytes: {error}") from None
+    by_digest = {shipped.blob.digest: (shipped, path) for shipped, path in files}
+    for digest, offset in answer.value:
+        shipped, path = by_digest[digest]
+        await _send_file(mesh, server, Sending(shipped.blob, offset), path)
+
+
+async def _send_file(mesh: Mesh, server: CoroRef, sending: Sending, path: Path) -> None:
+    """One file, with as many chunks on the way as the window allows."""
+    digest, size = sending.blob
+
+    async def send(chunk: Chunk) -> None:
+        arguments = {"digest": digest, "size": size, "offset": chunk.offset}
+        await mesh.request(server, "chunk", arguments, [read_chunk(path, chunk)])
+        sending.acknowledged()
+
+    on_the_way: set[asyncio.Task[None]] = set()
+    try:
+        while not sending.done:
+            while (chunk := sending.next_chunk()) is not None:
+                on_the_way.add(asyncio.ensure_future(send(chunk)))
+            finished, on_the_way = await asyncio.wait(on_the_way, return_when=asyncio.FIRST_COMPLETED)
+            for task in finished:
+                task.result()
+    finally:
+        for task in on_the_way:
+            task.cancel()
+        await asyncio.gather(*on_the_way, return_exceptions=True)
+
+
+# ------------------------------------------------------------------ what a computation depends on
+
+
+def _is_code(each: Any) -> bool:
+    return inspect.isroutine(each) or inspect.isclass(each)
+
+
+def _paths_by_name(depends: Sequence[Any]) -> dict[str, Path]:
+    """The files among the dependencies, by the name each gets at the server."""
+    if isinstance(depends, str | os.PathLike):
+        raise ConfigError(
+            f"depends is a list of functions, classes, modules and paths; this is {depends!r:.60}, write [{depends!r:.60}]"
+        )
+    found: dict[str, Path] = {}
+    for path, name in _files(depends):
+        if found.setdefault(name, path) != path:
+            raise ConfigError(f"{found[name]} and {path} would both be {name}: files lie side by side, under their base names")
+        if len(found) > MAX_FILES:
+            raise ConfigError(f"depends has more than {MAX_FILES} files (the last was {path}): send an archive, or fewer")
+    return found
+
+
+def _files(depends: Sequence[Any]) -> Iterator[tuple[Path, str]]:
     for each in depends:
         if isinstance(each, str | os.PathLike):
-            yield from _path(Path(each))
+            yield from _path(Path(each).absolute())
         elif isinstance(each, types.ModuleType):
             yield from _module_files(each)
-        elif not (inspect.isfunction(each) or inspect.isclass(each)):
-            raise ConfigError(f"depends takes functions, classes, modules and paths of files; this is {each!r:.80}")
+        elif not _is_code(each):
+            raise ConfigError(f"depends takes functions, classes, modules and paths; this is {each!r:.80}")
 
 
 def _path(path: Path) -> Iterator[tuple[Path, str]]:
     if path.is_dir():
-        yield from _tree(path, path.name)
+        yield from _tree(path, path.resolve().name)
     elif path.is_file():
         yield path, path.name
+    elif path.exists():
+        raise ConfigError(f"{path} (in depends) is neither a file nor a directory")
     else:
         raise ConfigError(f"no file {path} (in depends; the current directory is {os.getcwd()})")
 
 
 def _module_files(module: types.ModuleType) -> Iterator[tuple[Path, str]]:
     """A module as the file that the server imports; one in a package as its whole top-level package."""
-    top = sys.modules.get(module.__name__.partition(".")[0], module)
-    file = getattr(top, "__file__", None)
+    top_name = module.__name__.partition(".")[0]
+    if top_name in sys.stdlib_module_names:
+        return  # every worker has it: it runs the same Python
+    file = getattr(sys.modules.get(top_name, module), "__file__", None)
     if file is None or not Path(file).is_file():
-        raise ConfigError(f"the module {module.__name__} has no file that could be sent: it is built in, or a namespace package")
-    path = Path(file)
+        raise ConfigError(f"the module {module.__name__} has no file that could be sent (a namespace package?): name its path")
+    path = Path(file).absolute()
     if path.name == "__init__.py":
         yield from _tree(path.parent, path.parent.name)
     else:
@@ -261,7 +359,13 @@ def _module_files(module: types.ModuleType) -> Iterator[tuple[Path, str]]:
 
 
 def _tree(directory: Path, name: str) -> Iterator[tuple[Path, str]]:
-    for path in sorted(directory.rglob("*")):
-        relative = path.relative_to(directory)
-        if path.is_file() and not _LEFT_OUT.intersection(relative.parts) and path.suffix != ".pyc":
-            yield path, f"{name}/{relative.as_posix()}"
+    """What is below a directory, but for what others make from it."""
+    for where, directories, files in os.walk(directory, onerror=_unreadable):
+        directories[:] = sorted(set(directories) - _LEFT_OUT)
+        for path in (Path(where, file) for file in sorted(files)):
+            if path.is_file() and path.suffix != ".pyc":
+                yield path, f"{name}/{path.relative_to(directory).as_posix()}"
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise ConfigError(f"the directory {error.filename} (in depends) cannot be read: {error.strerror}") from error

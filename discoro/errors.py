@@ -35,9 +35,15 @@ text (`to_wire`, `from_wire`); a class unknown here comes back as RemoteError.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+Buffer = bytes | bytearray | memoryview
+
 
 class DiscoroError(Exception):
     """The root of everything discoro raises on purpose; anything else from discoro is a bug of ours."""
+
+    packed_cause: Sequence[Buffer] = ()  # the cause as it came, where it is only passed on: a node opens nothing
 
 
 class Timeout(DiscoroError, TimeoutError):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from discoro.blobs import Blob, Receiving, checked_blob, new_digest
+from discoro.blobs import Blob, Chunk, Receiving, checked_blob, new_digest
 from discoro.errors import ConfigError, DestPathError, ProtocolError, SetupFailed, TooLarge
 from discoro.messages import MAX_NAME, Part
 
@@ -57,7 +57,9 @@ def checked_name(name: str) -> str:
     parts = name.split("/")
     odd = any(c in '\\:*?"<>|' or ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name)
     if odd or any(part in ("", ".", "..") or part.endswith((" ", ".")) for part in parts):
-        raise ProtocolError(f"the file name {name!r:.80} could leave the directory of its computation, or is no name everywhere")
+        raise ProtocolError(
+            f"the file name {name!r:.80} could leave the directory of its computation, or is no name everywhere"
+        )
     if len(name.encode()) > 4 * MAX_NAME:
         raise ProtocolError(f"the file name {name!r:.80} has more than {4 * MAX_NAME} bytes")
     return name
@@ -77,6 +79,19 @@ def measure(path: Path, name: str) -> Shipped:
         raise ConfigError(f"{error}. Rename {path}") from None
 
 
+def read_chunk(path: Path, chunk: Chunk) -> bytes:
+    """That part of the file; ConfigError where it has changed since it was measured, so that the part is not there."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(chunk.offset)
+            data = file.read(chunk.length)
+    except OSError as error:
+        raise ConfigError(f"the file {path} cannot be read any more: {error.strerror}") from error
+    if len(data) != chunk.length:
+        raise ConfigError(f"the file {path} became shorter while it was sent: call setup again")
+    return data
+
+
 def private_directory(path: Path) -> Path:
     """The directory, made (mode 0700) where it is missing; DestPathError where files cannot be written there."""
     try:
@@ -85,7 +100,9 @@ def private_directory(path: Path) -> Path:
         probe.touch(0o600)
         probe.unlink()
     except OSError as error:
-        raise DestPathError(f"the directory {path} cannot be written: {error.strerror}. Choose another with --dest_path") from error
+        raise DestPathError(
+            f"the directory {path} cannot be written: {error.strerror}. Choose another with --dest_path"
+        ) from error
     return path
 
 
@@ -115,25 +132,26 @@ class Store:
         """The names of the files whose blob is not here."""
         return [file.name for file in files if not self.has(file.blob)]
 
-    def offer(self, files: Sequence[Shipped]) -> list[list[Any]]:
-        """Which blobs of these files are wanted, as [digest, from which byte]; TooLarge where one is past the limit."""
-        for file in files:
-            if self._limit and file.blob.size > self._limit:
-                raise TooLarge(f"{file.name} has {file.blob.size} bytes; at most {self._limit} are taken here (--max_file_size)")
+    def offer(self, blobs: Iterable[Blob]) -> list[list[Any]]:
+        """Which of these blobs are wanted, as [digest, from which byte]; TooLarge where one is past the limit."""
         wanted = []
-        for blob in dict.fromkeys(file.blob for file in files):
+        for blob in dict.fromkeys(blobs):
+            self._check_size(blob)
             if blob.size == 0:
                 self.path(blob).touch(0o600)
             elif not self.has(blob):
                 wanted.append([blob.digest, self._receiving(blob).received])
         return wanted
 
+    def _check_size(self, blob: Blob) -> None:
+        if self._limit and blob.size > self._limit:
+            raise TooLarge(f"at most {self._limit} bytes of a file are taken here (--max_file_size)")
+
     def take(self, blob: Blob, offset: int, data: Part) -> bool:
         """Write one chunk; whether the blob is now whole. ProtocolError for bytes that do not fit, or lie about the digest."""
         if self.has(blob):  # another sender was faster
             return True
-        if self._limit and blob.size > self._limit:
-            raise TooLarge(f"a file of {blob.size} bytes; at most {self._limit} are taken here (--max_file_size)")
+        self._check_size(blob)
         receiving = self._receiving(blob)
         at = receiving.received
         self._write(receiving, at, receiving.take(offset, data))

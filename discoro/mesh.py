@@ -133,6 +133,7 @@ class Mesh:
         """A mesh of a node or a worker."""
         mesh = cls(**options)
         mesh._place = place
+        mesh._requests = Requests(opens_causes=place.role != "node")
         return mesh
 
     def __repr__(self) -> str:
@@ -417,9 +418,9 @@ class Mesh:
 
     def _message(self, link: Link, coro_id: int, body: Sequence[Part]) -> None:
         coro = self._coros.get(coro_id)
-        if coro is None:
+        if coro is None or coro.serves:  # a server takes requests only: a node must not open what somebody sends it
             self.lost_messages += 1
-            log.debug("! a message for coroutine %d, which has ended", coro_id)
+            log.debug("! a message for coroutine %d, which has ended or takes none", coro_id)
             return
         coro.accept(body, packed=True)
         told = self._holding.setdefault(coro_id, set()) if coro.mailbox.full else None
@@ -542,6 +543,8 @@ class Mesh:
                 incoming.reply(0)
             case _ if coro is None:
                 raise NoSuchCoro(f"{self.ref_of(incoming.coro)} has ended, or never was")
+            case "deliver" if coro.serves:
+                raise ProtocolError(f"{coro.name} ({coro}) is a server: it takes setup, run, ping and close, and no messages")
             case "deliver":
                 coro.accept(incoming.body, packed=True)
                 incoming.reply(1)
@@ -657,7 +660,9 @@ class Mesh:
             return await coro.result_here()
         except asyncio.CancelledError:
             coro.stop(coroutines.TERMINATED)
-            await coro.stopped()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT / 2):
+                    await coro.stopped()
             raise
 
 

@@ -182,7 +182,7 @@ class Peers:
             case messages.Data():
                 size = sum(len(part) for part in parts)
                 for operation in link.data(connection, frame, size, now):
-                    self._owner.operation(link, operation)
+                    self._hand_up(link, operation)
             case messages.Ack(session, received):
                 link.acknowledged(connection, session, received)
             case messages.Welcome(mac, greeting):
@@ -193,6 +193,16 @@ class Peers:
                 link.gone(connection)
             case messages.Bye(session, reason) if session == link.session:
                 link.bye(connection, reason)
+
+    def _hand_up(self, link: Link, operation: Operation) -> None:
+        """A bug that one operation meets must neither hide nor take the rest of its frame along."""
+        try:
+            self._owner.operation(link, operation)
+        except ProtocolError:
+            raise
+        except Exception as error:
+            where = {"message": f"discoro: a bug at {type(operation).__name__} from {link!r}", "exception": error}
+            self._loop.call_exception_handler(where)
 
     def _hello(self, connection: int, hello: messages.Hello) -> None:
         """Somebody greets us: checked in the order that the protocol says, before anything of it is believed."""

@@ -30,7 +30,7 @@ class Child:
 
     Made inside a running event loop; the thread that makes it must live as long as the child may (see `Parent.end_with`).
     `told` reaches it through its standard input, so that no list of processes shows it. `on_output` is called with what it
-    writes. `ended` is set to its status, as subprocess has it; wait for it with `asyncio.wait`, which leaves it alone. Raises
+    writes on standard output, `with_errors` on standard error too. `ended` is set to its status, as subprocess has it; wait for it with `asyncio.wait`, which leaves it alone. Raises
     OSError where it cannot be started.
 
     It is no asyncio.subprocess: the `wait` of that also waits until nobody holds the pipes any more (Python 3.11.7 to 3.13), so
@@ -44,11 +44,11 @@ class Child:
         on_output: Callable[[bytes], None],
         *,
         cwd: Path | None = None,
-        stderr: int | None = None,
+        with_errors: bool = False,
     ) -> None:
-        pipe = subprocess.PIPE
+        pipe, errors = subprocess.PIPE, subprocess.STDOUT if with_errors else None
         self._process = subprocess.Popen(
-            command, bufsize=0, stdin=pipe, stdout=pipe, stderr=stderr, cwd=cwd, env=child_environment(), process_group=0
+            command, bufsize=0, stdin=pipe, stdout=pipe, stderr=errors, cwd=cwd, env=child_environment(), process_group=0
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout

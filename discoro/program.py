@@ -23,7 +23,12 @@ def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:
         async with Mesh(**mesh_options) as mesh:
             return await mesh.run(main, *args)
 
-    return asyncio.run(program())
+    if _loop_runs():
+        raise RuntimeError("an event loop runs here already: use `async with discoro.Mesh(...) as mesh` and `await mesh.run(main)`")
+    try:
+        return asyncio.run(program())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None  # the user's own doing: how asyncio noticed it tells nobody anything
 
 
 async def servers(name: str = "discoro_server", timeout: float | None = None) -> list[CoroRef]:
@@ -34,3 +39,11 @@ async def servers(name: str = "discoro_server", timeout: float | None = None) ->
     host = host_here()
     assert isinstance(host, Mesh)
     return await host.servers(name, timeout)
+
+
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -50,8 +50,7 @@ class Incoming:
             return
         self.answered = True
         if isinstance(error, DiscoroError):
-            body = payload.pack_error(error.__cause__) if error.__cause__ is not None else ()
-            self.answer(False, list(to_wire(error)), body)
+            self.answer(False, list(to_wire(error)), _packed_cause(error))
         else:
             log.error("! a bug while answering %s", self.verb, exc_info=error)
             self.answer(False, ["RemoteError", f"a bug in discoro at {self.verb}: {error!r}"], ())
@@ -68,10 +67,15 @@ async def answering(incoming: Incoming, work: Awaitable[None]) -> None:
         raise
 
 
-class Requests:
-    """What this process asked others, until it is answered."""
+def _packed_cause(error: DiscoroError) -> Sequence[Part]:
+    return error.packed_cause or (payload.pack_error(error.__cause__) if error.__cause__ is not None else ())
 
-    def __init__(self) -> None:
+
+class Requests:
+    """What this process asked others, until it is answered. A node does not open causes: they may hold users' objects."""
+
+    def __init__(self, opens_causes: bool = True) -> None:
+        self._opens_causes = opens_causes
         self._open: dict[int, tuple[asyncio.Future[Answer], int]] = {}  # and the birth that was asked
         self._ids = itertools.count(1)
 
@@ -95,7 +99,7 @@ class Requests:
         if ok:
             future.set_result(Answer(value, body))
         else:
-            future.set_exception(_error(value, body))
+            future.set_exception(self._error(value, body))
 
     def fail(self, birth: int, error: DiscoroError) -> None:
         """That process is lost: whoever waits for an answer of it is told."""
@@ -105,13 +109,14 @@ class Requests:
                 if not future.done():
                     future.set_exception(error)
 
-
-def _error(value: Any, body: Sequence[Part]) -> DiscoroError:
-    match value:
-        case [str(name), str(text)]:
-            error = from_wire(name, text)
-        case _:
-            return ProtocolError(f"an answer that is no error: {value!r:.80}")
-    if body:
-        error.__cause__ = payload.unpack_error(body)
-    return error
+    def _error(self, value: Any, body: Sequence[Part]) -> DiscoroError:
+        match value:
+            case [str(name), str(text)]:
+                error = from_wire(name, text)
+            case _:
+                return ProtocolError(f"an answer that is no error: {value!r:.80}")
+        if body and self._opens_causes:
+            error.__cause__ = payload.unpack_error(body)
+        else:
+            error.packed_cause = body
+        return error

@@ -10,22 +10,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import logging
 import os
+import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Generator, Sequence
+import types
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from discoro import payload
+from discoro.blobs import checked_blob
 from discoro.coro import CLOSED, Coro, current_coro, host_here
-from discoro.errors import CloseFailed, DiscoroError, NotSetUp, ProtocolError, SetupFailed
-from discoro.files import Shipped, Store, checked_files, remove_files
+from discoro.errors import CloseFailed, DiscoroError, NotSetUp, ProtocolError, SetupFailed, UnpackError
+from discoro.files import Shipped, Store, checked_files, compiled, remove_files
 from discoro.mesh import Mesh
-from discoro.messages import Greeting, Part
+from discoro.messages import MAX_NAME, Greeting, Part
 from discoro.requests import Incoming, answering
 
+log = logging.getLogger("discoro.server")
+
 VERBS = frozenset({"offer", "chunk", "setup", "run", "ping", "close"})
+MAX_CLOSE_TIMEOUT = 86_400.0  # seconds; a day is beyond any coroutine that still means to end
 
 
 class Backend(Protocol):
@@ -42,18 +49,23 @@ class Backend(Protocol):
 def discoro_server(name: str = "discoro_server") -> Generator[Any, Any, None]:
     """Accept computations from clients in this process; for `Coro(discoro_server, name=...)`.
 
-    Registers under `name`, so that clients find it with `Coro.locate(name)`. Computations run here, in this process: their files
-    go to a directory of their own, which becomes the current directory of nobody. Runs until terminated. From the asyncoro 3.2
-    discoro page.
+    Registers under `name`, so that clients find it with `Coro.locate(name)`. Computations run here, in this process, and
+    nothing keeps them apart: a file name has one content at a time, and a coroutine that computes for ever is never killed.
+    Their files go to a directory made for them, from which their modules are imported (after this process's own of that name);
+    the current directory of the process stays what it is. Runs until terminated. From the asyncoro 3.2 discoro page.
     """
     mesh = host_here()
     assert isinstance(mesh, Mesh)
-    with tempfile.TemporaryDirectory(prefix="discoro-server-") as directory:
-        backend = Computations(mesh, Path(directory))
+    with tempfile.TemporaryDirectory(prefix="discoro-server-", ignore_cleanup_errors=True) as directory:
+        files = Path(directory).resolve() / "files"
+        files.mkdir(mode=0o700)
+        backend = Computations(mesh, files, Store(files.with_name("blobs")))
+        sys.path.append(str(files))
         try:
             yield from serve(backend, mesh.register(current_coro(), name))
         finally:
             backend.abandon()
+            sys.path.remove(str(files))
 
 
 def serve(backend: Backend, begin: Awaitable[Any] | None = None) -> Generator[Any, Any, None]:
@@ -65,9 +77,7 @@ def serve(backend: Backend, begin: Awaitable[Any] | None = None) -> Generator[An
     tasks: set[asyncio.Task[None]] = set()
     try:
         while True:
-            incoming = yield coro.receive()
-            if not isinstance(incoming, Incoming):
-                continue  # a message to a discoro_server means nothing: it talks in requests
+            incoming = yield from _next_request(coro)
             task = asyncio.ensure_future(answering(incoming, getattr(backend, incoming.verb)(incoming)))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -76,7 +86,19 @@ def serve(backend: Backend, begin: Awaitable[Any] | None = None) -> Generator[An
             task.cancel()
 
 
-@dataclass
+def _next_request(coro: Coro) -> Generator[Any, Any, Incoming]:
+    """The oldest request; a message means nothing to a discoro_server, and is told of in the log."""
+    while True:
+        try:
+            incoming = yield coro.receive()
+        except UnpackError as error:
+            incoming = error
+        if isinstance(incoming, Incoming):
+            return incoming
+        log.warning("! a message to discoro_server %s, which takes none: %.80r", coro, incoming)
+
+
+@dataclass(eq=False)
 class Opened:
     """A computation that is open in this process."""
 
@@ -86,7 +108,7 @@ class Opened:
     cleanup: bool
     function: Callable[..., Any]
     namespace: payload.Namespace
-    files: list[Path] = field(default_factory=list)
+    files: dict[Path, str] = field(default_factory=dict)  # and the digest of each
     coros: set[Coro] = field(default_factory=set)
     closing: bool = False
 
@@ -94,76 +116,116 @@ class Opened:
 class Computations:
     """The backend that opens computations in this process: their code, files and coroutines.
 
-    `directory` is where their files lie under their names; `store` where blobs are kept (default: below it).
+    `directory` is where their files lie under their names, `store` where the blobs are. Where a file name would stand for two
+    contents, setup is refused: a node, which has several workers, takes another one before it comes to that.
     """
 
-    def __init__(self, mesh: Mesh, directory: Path, store: Store | None = None) -> None:
+    def __init__(self, mesh: Mesh, directory: Path, store: Store) -> None:
         self._mesh = mesh
         self._directory = directory
-        self._store = store or Store(directory / ".blobs")
+        self._store = store
         self._opened: dict[str, Opened] = {}
         mesh.on_peer_lost.append(self._client_lost)
+
+    def __repr__(self) -> str:
+        return f"<Computations in {self._directory}: {', '.join(opened.name for opened in self._opened.values())}>"
 
     # -------------------------------------------------------------- verbs
 
     async def offer(self, incoming: Incoming) -> None:
+        """Which of these files are wanted, and from which byte on."""
         files = checked_files(incoming.arguments.get("files"))
         incoming.reply(self._store.offer(file.blob for file in files))
 
     async def chunk(self, incoming: Incoming) -> None:
+        """One chunk of a file."""
         incoming.reply(take_chunk(self._store, incoming))
 
     async def setup(self, incoming: Incoming) -> None:
         """Open a computation, or open it anew: place its files, build its code, run `func`."""
-        arguments = incoming.arguments
-        number, name = text_of(arguments, "id"), text_of(arguments, "name")
-        code, func = bodies(incoming)
-        files = [self._store.place(file, self._directory) for file in checked_files(arguments.get("files"))]
-        importlib.invalidate_caches()
-        namespace = payload.Namespace(f"{name} of {incoming.peer.name}")
-        try:
-            (function,) = payload.unpack_code(code, namespace)[:1]
-            self._call(func, namespace, "setup")
-        except DiscoroError:
-            self._remove(files)
-            raise
-        opened = Opened(number, name, incoming.peer, bool(arguments.get("cleanup", True)), function, namespace, files)
+        number, files = text_of(incoming.arguments, "id"), checked_files(incoming.arguments.get("files"))
         before = self._opened.get(number)
+        self._check(number, files)
+        opened = self._new(incoming, number)
+        try:
+            self._place(files, opened, before)
+            code, func = bodies(incoming)
+            opened.function = _built(code, opened.namespace)
+            _call(func, opened.namespace, SetupFailed, "setup")
+        except DiscoroError:
+            self._remove(opened)
+            raise
         if before is not None:  # its coroutines go on; they are closed with the new one
             opened.coros = before.coros
-            opened.files += [path for path in before.files if path not in files]
+            opened.files = {**before.files, **opened.files}
         self._opened[number] = opened
-        incoming.reply({"worker": current_server(self._mesh, incoming).to_plain()})
+        incoming.reply({"worker": self._mesh.ref_of(incoming.coro).to_plain()})
 
     async def run(self, incoming: Incoming) -> None:
         """Start a coroutine of the computation; its reference."""
         opened = self._find(incoming)
-        args, kwargs = payload.unpack(incoming.body, opened.namespace)
-        coro = Coro.start(self._mesh, opened.function, args, kwargs, namespace=opened.namespace)
+        match payload.unpack(incoming.body, opened.namespace):
+            case [tuple(args), dict(kwargs)]:
+                coro = Coro.start(self._mesh, opened.function, args, kwargs, namespace=opened.namespace)
+            case _:
+                raise ProtocolError("run without a tuple and a dict of arguments")
         opened.coros.add(coro)
         coro.when_ended(lambda: opened.coros.discard(coro))
         self._mesh.watch_for(coro, incoming.peer)
         incoming.reply(coro.ref.to_plain())
 
     async def ping(self, incoming: Incoming) -> None:
+        """0 where the computation is open."""
         self._find(incoming)
         incoming.reply(0)
 
     async def close(self, incoming: Incoming) -> None:
         """No new runs; running coroutines end; then `func`; then globals and files."""
+        timeout, (_, func) = timeout_of(incoming.arguments), bodies(incoming)
         opened = self._find(incoming)
         opened.closing = True
-        timeout = incoming.arguments.get("timeout")
-        stuck = await self._end(opened, timeout if isinstance(timeout, int | float) else 10.0)
         try:
-            if stuck:
-                names = ", ".join(f"{coro.name} ({coro})" for coro in stuck)
-                raise CloseFailed(f"{len(stuck)} coroutines of {opened.name} did not end: {names}")
-            _, func = bodies(incoming)
-            self._call(func, opened.namespace, "close")
+            await self._end(opened, timeout)
+            _call(func, opened.namespace, CloseFailed, "close")
         finally:
             self._forget(opened)
         incoming.reply(0)
+
+    # -------------------------------------------------------------- setup
+
+    def _check(self, number: str, files: Sequence[Shipped]) -> None:
+        """SetupFailed where a file has not arrived, or has the name of another computation's file with another content."""
+        missing = self._store.missing(files)
+        if missing:
+            raise SetupFailed(f"{missing[0]} (of {len(missing)} files) has not arrived: call setup again")
+        contents = {path: digest for each in self._opened.values() if each.id != number for path, digest in each.files.items()}
+        for file in files:
+            if contents.get(self._directory / file.name, file.blob.digest) != file.blob.digest:
+                raise SetupFailed(
+                    f"{file.name} is another computation's here, with another content: close that one, or use a node"
+                )
+
+    @staticmethod
+    def _new(incoming: Incoming, number: str) -> Opened:
+        name, cleanup = text_of(incoming.arguments, "name"), bool(incoming.arguments.get("cleanup", True))
+        return Opened(number, name, incoming.peer, cleanup, _nothing, payload.Namespace(f"{name} of {incoming.peer.name}"))
+
+    def _place(self, files: Sequence[Shipped], opened: Opened, before: Opened | None) -> None:
+        had = before.files if before else {}
+        for file in files:
+            path = self._store.place(file, self._directory)
+            opened.files[path] = file.blob.digest
+            if had.get(path, file.blob.digest) != file.blob.digest:
+                unload([path])
+        importlib.invalidate_caches()
+
+    def _find(self, incoming: Incoming) -> Opened:
+        opened = self._opened.get(text_of(incoming.arguments, "id"))
+        if opened is None or opened.closing:
+            state = "is being closed" if opened else "is not set up, or was closed,"
+            here = f"{self._mesh.me.name}/{os.getpid()}"
+            raise NotSetUp(f"the computation {state} at {here}: call setup again before {incoming.verb}")
+        return opened
 
     # -------------------------------------------------------------- ends
 
@@ -184,59 +246,82 @@ class Computations:
         self._forget(opened)
 
     @staticmethod
-    async def _end(opened: Opened, timeout: float) -> list[Coro]:
-        """End the coroutines; those that still run after `timeout` seconds."""
+    async def _end(opened: Opened, timeout: float) -> None:
+        """End the coroutines; CloseFailed, with their names, where some still run after `timeout` seconds."""
         for coro in list(opened.coros):
             coro.stop(CLOSED)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 for coro in list(opened.coros):
                     await coro.stopped()
-        return [coro for coro in opened.coros if not coro.done]
+        stuck = [coro for coro in opened.coros if not coro.done]
+        if stuck:
+            names = ", ".join(f"{coro.name} ({coro})" for coro in stuck[:10])
+            raise CloseFailed(f"{len(stuck)} coroutines of {opened.name} did not end in {timeout:g} s: {names}")
 
     def _forget(self, opened: Opened) -> None:
-        self._opened.pop(opened.id, None)
+        if self._opened.get(opened.id) is opened:  # and not a setup that came meanwhile
+            del self._opened[opened.id]
+        self._remove(opened)
+
+    def _remove(self, opened: Opened) -> None:
+        """Remove its files, and the modules imported from them, but for those that another computation here has as well."""
+        used = {path for each in self._opened.values() for path in each.files}
+        free = [path for path in opened.files if path not in used]
+        unload(free)
         if opened.cleanup:
-            self._remove(opened.files)
-
-    def _remove(self, files: Sequence[Path]) -> None:
-        """Remove files that no other computation here has as well."""
-        used = {path for opened in self._opened.values() for path in opened.files}
-        remove_files([path for path in files if path not in used], self._directory)
-
-    # -------------------------------------------------------------- parts
-
-    def _find(self, incoming: Incoming) -> Opened:
-        opened = self._opened.get(text_of(incoming.arguments, "id"))
-        if opened is None or opened.closing:
-            state = "is closed" if opened else "is not set up, or was closed,"
-            raise NotSetUp(f"the computation {state} at {self._mesh.me.name}/{os.getpid()}: call setup again before {incoming.verb}")
-        return opened
-
-    @staticmethod
-    def _call(body: Sequence[Part], namespace: payload.Namespace, when: str) -> None:
-        """Run the func of setup or close, where there is one."""
-        if not body:
-            return
-        function, args, kwargs = payload.unpack_code(body, namespace, keep=True)
-        try:
-            function(*args, **kwargs)
-        except Exception as error:  # the user's own: it goes back to the one who sent the function
-            failed = SetupFailed if when == "setup" else CloseFailed
-            raise failed(f"func {function.__name__} of {when} raised {type(error).__name__}: {error}") from error
+            remove_files(free, self._directory)
 
 
-def current_server(mesh: Mesh, incoming: Incoming) -> Any:
-    """The reference of the discoro_server that answers a request."""
-    return mesh.ref_of(incoming.coro)
+def _nothing() -> None:
+    """The function of a computation whose code is not built yet."""
+
+
+def _built(code: Sequence[Part], namespace: payload.Namespace) -> Callable[..., Any]:
+    """The function of a computation; what it depends on follows it, and is found by name."""
+    functions = payload.unpack_code(code, namespace)
+    if not functions or not callable(functions[0]):
+        raise ProtocolError("setup without a function")
+    function: Callable[..., Any] = functions[0]
+    return function
+
+
+def _call(body: Sequence[Part], namespace: payload.Namespace, failed: type[DiscoroError], when: str) -> None:
+    """Run the func of setup or close, where there is one."""
+    if not body:
+        return
+    match payload.unpack_code(body, namespace, keep=True):
+        case [func, tuple(args), dict(kwargs)] if callable(func):
+            pass
+        case _:
+            raise ProtocolError(f"{when} without a function, a tuple and a dict")
+    try:
+        func(*args, **kwargs)
+    except BaseException as error:  # the user's own, SystemExit too: it goes back to the one who sent the function
+        raise failed(f"func {func.__name__} of {when} raised {type(error).__name__}: {error}") from error
+
+
+def unload(files: Iterable[Path]) -> None:
+    """Forget the modules that were imported from these files, so that others of their names can be imported."""
+    gone = {str(path) for path in files}
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, types.ModuleType) and module.__dict__.get("__file__") in gone:
+            del sys.modules[name]
+    for path in files:
+        for each in compiled(path):
+            each.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------ what requests carry, for every backend
 
 
 def take_chunk(store: Store, incoming: Incoming) -> bool:
-    """One chunk of a file, as the verb chunk brings it."""
-    digest, offset = incoming.arguments.get("digest"), incoming.arguments.get("offset")
-    if not isinstance(digest, str) or type(offset) is not int or len(incoming.body) != 1:
-        raise ProtocolError("a chunk without digest, offset and bytes")
-    return store.take(digest, offset, incoming.body[0])
+    """One chunk of a file, as the verb chunk brings it: whether the file is whole now."""
+    arguments = incoming.arguments
+    offset = arguments.get("offset")
+    if type(offset) is not int or len(incoming.body) != 1:
+        raise ProtocolError("a chunk without offset and bytes")
+    return store.take(checked_blob(arguments.get("digest"), arguments.get("size")), offset, incoming.body[0])
 
 
 def bodies(incoming: Incoming) -> tuple[Sequence[Part], Sequence[Part]]:
@@ -248,8 +333,16 @@ def bodies(incoming: Incoming) -> tuple[Sequence[Part], Sequence[Part]]:
 
 
 def text_of(arguments: dict[str, Any], key: str) -> str:
-    """A text among the arguments; ProtocolError where it is missing."""
+    """A text among the arguments; ProtocolError where it is missing, or longer than any name."""
     value = arguments.get(key)
-    if not isinstance(value, str) or len(value) > 255:
+    if not isinstance(value, str) or len(value) > MAX_NAME:
         raise ProtocolError(f"a request without {key}")
     return value
+
+
+def timeout_of(arguments: dict[str, Any]) -> float:
+    """The seconds that close gives running coroutines; ProtocolError where they are missing."""
+    value = arguments.get("timeout")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_CLOSE_TIMEOUT:
+        raise ProtocolError(f"close without a timeout of 0 to {MAX_CLOSE_TIMEOUT:g} seconds")
+    return float(value)

@@ -132,7 +132,8 @@ class _Shipped:
 
     @classmethod
     def add(cls, module: str | None) -> None:
-        if module and module != "__main__" and module not in cls.modules:
+        # A nested function of an installed module goes by value too, but others can import that module.
+        if module and module != "__main__" and module not in cls.modules and not is_installed(module):
             cls.modules |= {module}
             cls.marks += (module.encode(),)
 
@@ -463,7 +464,7 @@ class _Answer:
 
 
 def _ask_dill(pickler: CodePickler, obj: Any) -> Any:
-    import dill  # here, since it takes 60 ms and most processes only ever send data
+    import dill  # here, since most processes only ever send data: 5 ms more, 30 ms on its own
 
     answer = _Answer()
     if type(obj) in dill.Pickler.dispatch:

@@ -1,6 +1,7 @@
 # One coroutine on whichever machine is free; there is no address in here.
 import discoro
 
+
 def compute(n, coro=None):
     yield coro.sleep(0.1)
     return n * n

@@ -71,7 +71,7 @@ def look_at(file: str, source: bytes, nesting: Collection[str]) -> Findings:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found.walk(ast.parse(source), file, nesting)
-    except (SyntaxError, ValueError, RecursionError):  # the library's own tests have files that are wrong on purpose
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # wrong on purpose: the library's tests have such files
         found.unparsable = 1
     found.seconds = time.perf_counter() - began
     return found
@@ -119,12 +119,13 @@ async def hand_out(
 ) -> dict[discoro.CoroRef, Findings]:
     """Send every file to a worker and take in what it found: each worker's share."""
     shares = {worker: Findings() for worker in workers}
-    waiting, progress = iter(files.items()), Progress(len(files))
+    waiting = ((name, path.read_bytes()) for name, path in files.items())
+    progress = Progress(len(files))
 
     def send_next(worker: discoro.CoroRef) -> None:
-        for name, path in waiting:
-            worker.send((name, path.read_bytes()))
-            return
+        file = next(waiting, None)
+        if file is not None:
+            worker.send(file)
 
     for worker in workers:
         await coro.monitor(worker)  # should it end early, we are told, and wait for nothing
@@ -133,7 +134,7 @@ async def hand_out(
     for done in range(1, len(files) + 1):
         message = await coro.receive()
         if isinstance(message, discoro.ExitNotice):
-            raise message.error or RuntimeError(f"{message.ref} ended early")
+            raise message.error or discoro.CoroEnded(f"{message.ref} ended early")
         worker, found = message
         send_next(worker)
         shares[worker] += found
@@ -166,16 +167,14 @@ def report(shares: dict[discoro.CoroRef, Findings], seconds: float) -> str:
     """The tables."""
     total = sum(shares.values(), Findings())
     level, place = total.deepest
-    rows = ["", f"{'lines':>6}  {'longest functions':32}  where", "-" * 79]
-    rows += [f"{lines:>6}  {name:<32.32}  {where[-37:]}" for lines, name, where in total.longest]
-    rows += ["", f"{'files':>6}{'lines':>10}{'seconds':>10}  worker", "-" * 79]
-    rows += [f"{each.files:>6}{each.lines:>10}{each.seconds:>10.2f}  {worker}" for worker, each in shares.items()]
-    rows += [
-        "",
-        f"{total.functions} functions in {total.lines} lines; {total.unparsable} files are no valid Python.",
-        f"Deepest nesting: {level} levels, at {place}.",
-        f"{total.seconds:.1f} seconds of work, done in {seconds:.1f}.",
-    ]
+    rule = "-" * 79
+    rows = ["", f"{'lines':>8}  {'longest functions':30}  where", rule]
+    rows += [f"{lines:>8,}  {name:<30.30}  {where[-37:]}" for lines, name, where in total.longest]
+    rows += ["", f"{'files':>8}{'lines':>12}{'seconds':>12}  worker", rule]
+    rows += [f"{each.files:>8,}{each.lines:>12,}{each.seconds:>12.2f}  {worker}" for worker, each in shares.items()]
+    rows += [rule, f"{total.files:>8,}{total.lines:>12,}{total.seconds:>12.2f}  all, in {seconds:.2f} seconds"]
+    rows += ["", f"{total.functions:,} functions; deepest nesting {level} levels, at {place}"]
+    rows += [f"files that could not be parsed: {total.unparsable}"]
     return "\n".join(rows)
 
 

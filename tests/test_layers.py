@@ -19,8 +19,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "discoro"
 
 # Imports go from right to left only. A package counts as one room (cli).
 ORDER = (
-    "errors messages link blobs files shipping payload process security transport discovery peers coro "
-    "requests exits names finding local mesh computation server node program pool cli __main__"
+    "errors messages link blobs files directory shipping payload process security transport discovery peers coro "
+    "requests exits names finding local mesh computation server workers node program pool cli __main__"
 ).split()
 THINKING = {"errors", "messages", "link", "blobs"}
 

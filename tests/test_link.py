@@ -37,7 +37,7 @@ def new_link(me: Greeting = LOW, peer: Greeting = HIGH, addresses: Sequence[str]
     return Link(me, OURS, NOW, birth=peer.birth, addresses=addresses, **timeouts)
 
 
-def from_peer(peer: Greeting = HIGH, **changes: Any) -> Greeting:
+def from_peer(peer: Greeting = HIGH, /, **changes: Any) -> Greeting:
     """What the peer greets with, once it knows our link."""
     return peer._replace(**{"session": THEIRS, "resume": OURS, **changes})
 
@@ -257,7 +257,7 @@ def test_a_welcome_that_answers_somebody_else_breaks_the_protocol(wrong: dict[st
 def test_a_welcome_over_another_connection_or_twice_changes_nothing() -> None:
     link = greeted()
     link.welcome(7, from_peer(), NOW)
-    assert link.state is State.GREETING
+    assert not link.opened
     link.welcome(1, from_peer(), NOW)
     link.welcome(1, from_peer(birth=99), NOW)
     assert link.state is State.OPEN and link.actions(NOW) == []
@@ -354,7 +354,8 @@ def test_a_spare_connection_that_ends_is_forgotten() -> None:
 
 
 def test_dials_are_repeated_ever_more_slowly_until_connect_timeout() -> None:
-    link, now, waits = new_link(connect_timeout=10.0), NOW, []
+    link, now = new_link(connect_timeout=10.0), NOW
+    waits: list[float] = []
     while not link.ended and len(waits) < 100:
         for connection in dial(link, now):
             link.ended_connection(connection, now, "timed out")
@@ -848,15 +849,16 @@ def test_the_windows_in_bytes_are_never_exceeded(operations: list[Operation], wi
     link = opened()
     for operation in operations:
         link.send(operation)
-    bytes_sent, number = [0], 0
-    for _ in range(4):
-        for action in link.actions(NOW):
-            assert isinstance(action, Send)
-            bytes_sent.append(sum(len(part) for part in action.parts))
-        out = bytes_sent[number + 1 :]
-        assert window - 2 * rules.LARGEST_FRAME < sum(out) <= window or len(bytes_sent) > len(operations)
-        number += len(out) // 2
-        link.acknowledged(1, OURS, number)
+    in_flight: list[int] = []
+    acknowledged = 0
+    for turn in range(5):
+        in_flight += [sum(map(len, action.parts)) for action in link.actions(NOW) if isinstance(action, Send)]
+        assert sum(in_flight) <= window
+        assert turn or sum(in_flight) > window - 2 * rules.LARGEST_FRAME, "nor is it left unused"
+        arrived = len(in_flight) // 2
+        acknowledged += arrived
+        del in_flight[:arrived]
+        link.acknowledged(1, OURS, acknowledged)
 
 
 def test_a_piece_behind_a_small_operation_waits_where_the_window_has_room_for_one_frame() -> None:
@@ -906,7 +908,7 @@ def test_no_more_large_operations_are_begun_than_the_receiver_assembles() -> Non
                 begun.remove(piece.stream)
             assert len(begun) <= rules.STREAMS
             outbox.acknowledge(number)
-    assert sorted(operation.coro for operation in whole) == list(range(3 * rules.STREAMS))
+    assert sorted(operation.coro for operation in whole if isinstance(operation, Message)) == list(range(3 * rules.STREAMS))
 
 
 def test_a_large_operation_overtakes_nothing_that_was_queued_before_it() -> None:
@@ -962,7 +964,7 @@ def test_has_room_until_the_queue_is_full_and_again_when_it_drains() -> None:
 def test_every_kind_of_operation_arrives_as_it_was_sent() -> None:
     network, low, high = two()
     link = low.link(high)
-    sent = [
+    sent: list[Operation] = [
         Message(1, (b"a",)),
         Request(2, 0, "locate", {"name": "x"}, (b"b",)),
         Reply(2, True, {"port": 1}, (b"c",)),
@@ -1011,7 +1013,7 @@ class Sender:
 
 def faults(network: Network, low: Process, high: Process, ends_links: bool) -> list[Callable[[], AbstractContextManager[None]]]:
     chance = network.random
-    survivable = [
+    survivable: list[Callable[[], AbstractContextManager[None]]] = [
         lambda: network.partition(low, high),
         lambda: network.one_way_cut(low, high),
         lambda: network.one_way_cut(high, low),
@@ -1021,13 +1023,14 @@ def faults(network: Network, low: Process, high: Process, ends_links: bool) -> l
         lambda: network.duplicate(chance.choice([0.1, 1.0])),
         lambda: network.reorder(chance.choice([0.05, 1.0, 5.0])),
     ]
-    return survivable + [lambda: network.refused("low:1"), lambda: network.refused("high:1")] * 2 * ends_links
+    refusing: list[Callable[[], AbstractContextManager[None]]]
+    refusing = [lambda: network.refused("low:1"), lambda: network.refused("high:1")]
+    return survivable + 2 * refusing * ends_links
 
 
 def simulate(seed: int, ends_links: bool) -> tuple[Sender, Sender]:
     """Some thirty seconds of traffic and faults, then peace. Where `ends_links`, links also end."""
-    timeouts = {"connect_timeout": 5.0, "peer_timeout": 15.0} if ends_links else {"connect_timeout": 1e6, "peer_timeout": 1e6}
-    network, low, high = two(seed, **timeouts)
+    network, low, high = two(seed) if ends_links else two(seed, connect_timeout=1e6, peer_timeout=1e6)
     chance = network.random
     senders = Sender(low, high), Sender(high, low)
     for _ in range(chance.randint(1, 8)):
@@ -1068,7 +1071,7 @@ def check_order(sender: Sender) -> Iterator[tuple[Link, dict[int, int]]]:
         yield link, lanes
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(150))
 def test_while_no_link_is_lost_everything_arrives_in_order_and_once(seed: int) -> None:
     senders = simulate(seed, ends_links=False)
     for sender in senders:
@@ -1078,7 +1081,7 @@ def test_while_no_link_is_lost_everything_arrives_in_order_and_once(seed: int) -
             assert link.outbox.is_empty() and link.state is State.OPEN, f"seed {seed}: {link}"
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(150))
 def test_whatever_ends_a_link_ends_both_sides_and_every_message_is_delivered_or_counted(seed: int) -> None:
     senders = simulate(seed, ends_links=True)
     for sender in senders:
@@ -1089,4 +1092,5 @@ def test_whatever_ends_a_link_ends_both_sides_and_every_message_is_delivered_or_
     low, high = (sender.process for sender in senders)
     alive = [*low.links.values(), *high.links.values()]
     assert [link.state for link in alive] in ([], [State.OPEN] * 2), f"seed {seed}: {alive}"
-    assert all(link.ended and link.lost_because for link in low.ended_links + high.ended_links)
+    reasons = [link.lost_because for link in low.ended_links + high.ended_links]
+    assert all(reasons) and not any("protocol" in reason for reason in reasons), f"seed {seed}: {reasons}"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from discoro import coro as coroutines
+from discoro import payload
 from discoro.coro import Coro, CoroRef, ExitNotice
 from discoro.errors import (
     ConfigError,
@@ -656,3 +657,51 @@ def test_addresses_get_the_default_port(given: str, address: str) -> None:
 def test_what_is_no_address_is_refused(junk: str) -> None:
     with pytest.raises(ConfigError, match="not an address"):
         with_port(junk)
+
+
+# ------------------------------------------------------------------ a node opens nothing
+
+
+def test_a_server_takes_no_messages() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("n", role="node") as n, world.mesh("a", n) as a:
+            server = start(n, waits)
+            server.serves = frozenset({"setup"})
+
+            async def sender() -> None:
+                server.ref.send("to be opened by whoever receives it")
+                with pytest.raises(ProtocolError, match="no messages"):
+                    await server.ref.deliver("m", timeout=5)
+
+            await a.run(sender)
+            assert (len(server.mailbox), n.lost_messages) == (0, 1)
+
+    simulate(test)
+
+
+def test_a_node_passes_causes_on_unopened(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("w") as w, world.mesh("n", w, role="node") as n, world.mesh("a", n) as a:
+
+            def refusing(incoming: Incoming) -> None:
+                raise Overloaded("no") from KeyError("the user's own")
+
+            async def passing(incoming: Incoming) -> None:
+                await n.ask(w.me.birth, "refuse", {}, 5)
+
+            w.handlers["refuse"], n.handlers["refuse"] = refusing, passing
+            with pytest.raises(Overloaded, match="no") as caught:
+                await a.ask(n.me.birth, "refuse", {}, 5)
+            assert isinstance(caught.value.__cause__, KeyError)
+            assert opened == 1
+
+    opened = 0
+    unpack = payload.unpack_error
+
+    def counting(*args: Any) -> BaseException:
+        nonlocal opened
+        opened += 1
+        return unpack(*args)
+
+    monkeypatch.setattr(payload, "unpack_error", counting)
+    simulate(test)

@@ -428,6 +428,19 @@ def test_dill_is_imported_by_code_only() -> None:
     subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT, timeout=60)
 
 
+def test_warming_up_imports_dill() -> None:
+    check = "import sys, discoro.payload as p; p.warm_up(); assert 'dill' in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT, timeout=60)
+
+
+def test_a_nested_function_of_an_installed_module_leaves_the_rest_of_it_by_name() -> None:
+    payload.pack_code([functools.cmp_to_key, functools.singledispatch(len)])  # a closure of functools
+    assert payload.pack([functools.reduce, functools.update_wrapper]) == [
+        pickle.dumps([functools.reduce, functools.update_wrapper], 5)
+    ]
+    assert not shipping._Shipped.modules
+
+
 # ---- errors -------------------------------------------------------------------------------------
 
 
@@ -775,7 +788,7 @@ CODE = {
     "descriptor": ([use_descriptor], ()), "exception": ([use_failing], ()),
     "class first": ([Child, use_child], (1,)), "bound method": ([Child(2).describe], ()),
     "callable": ([Call()], (2,)), "keys": ([use_keys], ()),
-    "keys in data only": ([use_seen], ()), "depends by name": ([by_name_only, Helped, helped], ()), 
+    "keys in data only": ([use_seen], ()), "depends by name": ([by_name_only, Helped, helped], ()),
     "attributes": ([attributes], ()),
 }
 

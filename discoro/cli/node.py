@@ -1,19 +1,22 @@
 """discoro-node: run this machine's node in the foreground.
 
 The options of the asyncoro 3.2 discoro page under their old spellings and modern ones. Exit status: 0 after an end in order,
-1 for a failure, 2 for wrong usage, 69 where a port is taken, 78 for anything else in the configuration (sysexits.h).
+2 for wrong usage, 69 where a port is taken, 78 for anything else in the configuration (sysexits.h).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,11 @@ from discoro.errors import ConfigError, PortTaken
 from discoro.finding import BASE_PORT
 from discoro.mesh import VERSION
 from discoro.node import PORT_RANGE, Node, NodeOptions
-from discoro.process import end_with_parent, read_line, take_standard_input
+from discoro.process import Parent
 from discoro.security import Security
 
 UNAVAILABLE, CONFIG = 69, 78
+GRACE = 4.0  # seconds from the end of the program that we are a child of to a hard end; in order it takes 3 at most
 SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -35,25 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s  %(message)s", stream=sys.stderr)
     try:
         return asyncio.run(run(options))
-    except PortTaken as error:
-        return complain(error, UNAVAILABLE)
     except ConfigError as error:
-        return complain(error, CONFIG)
-    except KeyboardInterrupt:  # before the handlers were set
+        say(f"discoro-node: {error}")
+        return UNAVAILABLE if isinstance(error, PortTaken) else CONFIG
+    except KeyboardInterrupt:  # before anything was begun, or after all was ended
         return 130
-
-
-def complain(error: Exception, status: int) -> int:
-    print(f"discoro-node: {error}", file=sys.stderr)
-    return status
 
 
 async def run(options: argparse.Namespace) -> int:
     stop = asyncio.Event()
+    stop_at_signals(stop)
     security = adopt_parent(stop) if options.child else security_of(options)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     node_options = NodeOptions(
         slots=slots_of(options.cpus),
         port=options.port,
@@ -61,49 +57,44 @@ async def run(options: argparse.Namespace) -> int:
         max_file_size=options.max_file_size,
     )
     async with Node(node_options, security=security, **mesh_options(options)) as node:
-        print(banner(node), file=sys.stderr, flush=True)
+        if not options.child:
+            say(banner(node, shutil.get_terminal_size().columns))
         if options.json_ready:
             print(json.dumps(ready_line(node)), flush=True)
         await stop.wait()
-        print("discoro-node: stopping", file=sys.stderr, flush=True)
+        if not options.child:
+            say("discoro-node: stopping")
     return 0
+
+
+def stop_at_signals(stop: asyncio.Event) -> None:
+    """Ctrl-C, SIGTERM, and a terminal that is closed, unless nohup asked to outlive it."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
 def adopt_parent(stop: asyncio.Event) -> Security:
     """As a child of a program: the key comes through standard input, and its end is ours."""
-    pipe, loop = take_standard_input(), asyncio.get_running_loop()
-    told = json.loads(read_line(pipe) or b"null")
-    if not isinstance(told, dict):
-        raise ConfigError("--child is for programs that start a node for themselves: nothing came on standard input")
-    end_with_parent(pipe, told["parent"], lambda: loop.call_soon_threadsafe(stop.set))
-    return Security.from_handed_down(told["security"])
+    loop, parent = asyncio.get_running_loop(), Parent.meet()
+    if parent is None:
+        raise ConfigError("--child is for programs that start a node for themselves: none spoke through standard input")
+    # SIGTERM, for an end in order: no code that could keep it from us runs here
+    parent.end_with(lambda: loop.call_soon_threadsafe(stop.set), grace=GRACE, kernel=signal.SIGTERM)
+    return Security.from_handed_down(parent.told["security"])
 
 
-def security_of(options: argparse.Namespace) -> Security:
-    if options.secret is not None:
-        logging.getLogger("discoro.node").warning("--secret shows in the list of processes; --key-file does not")
-    return Security.from_options(
-        key_file=options.key_file,
-        secret=options.secret,
-        certfile=options.certfile,
-        keyfile=options.keyfile,
-        open=options.open,
-    )
+def say(text: str) -> None:
+    """To the person who started us, who may have closed the terminal."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
-def mesh_options(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "name": options.name,
-        "cluster": options.cluster,
-        "peers": options.peer,
-        "mdns": not options.no_mdns,
-        "ip_addr": options.ip_addr,
-        "ext_ip_addr": options.ext_ip_addr,
-    }
+# ---- options
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line. Hidden spellings are those of the asyncoro page where a modern one stands beside them."""
+    """The command line. The spellings of the asyncoro page stand beside modern ones."""
     p = argparse.ArgumentParser(
         prog="discoro-node",
         description="Run this machine's node: others find it by mDNS and run Python coroutines on it.",
@@ -157,11 +148,16 @@ def add_trust(group: Any) -> None:
 
 def slots_of(cpus: int) -> int:
     """Slots for -c: that many; all processors for 0; all but so many for less. ConfigError where none is left."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = processors()
     slots = cpus if cpus > 0 else available + cpus
     if slots < 1:
         raise ConfigError(f"-c {cpus} leaves no processor of {available}: use -c {1 - available} or more")
     return slots
+
+
+def processors() -> int:
+    """Those that this process may use, as taskset and containers limit them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def size_of(text: str) -> int:
@@ -169,13 +165,13 @@ def size_of(text: str) -> int:
     number = text.lower().removesuffix("b")
     suffix = number[-1:] if number[-1:] in ("k", "m", "g", "t") else ""
     digits = number.removesuffix(suffix) if suffix else number
-    if not digits.isdigit():
+    if not (digits.isascii() and digits.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write bytes, or a number with k, m, g or t")
     return int(digits) * SIZES[suffix]
 
 
 def port_of(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535 - PORT_RANGE:
+    if not (text.isascii() and text.isdigit()) or int(text) > 65535 - PORT_RANGE:
         raise argparse.ArgumentTypeError(f"{text!r} is no base port: 0 to {65535 - PORT_RANGE}, workers take those above it")
     return int(text)
 
@@ -189,22 +185,58 @@ def default_dest_path() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "discoro"
 
 
-def banner(node: Node) -> str:
+def security_of(options: argparse.Namespace) -> Security:
+    if options.secret is not None:
+        logging.getLogger("discoro.node").warning("--secret shows in the list of processes; --key-file does not")
+    return Security.from_options(
+        key_file=options.key_file,
+        secret=options.secret,
+        certfile=options.certfile,
+        keyfile=options.keyfile,
+        open=options.open,
+    )
+
+
+def mesh_options(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "name": options.name,
+        "cluster": options.cluster,
+        "peers": options.peer,
+        "mdns": not options.no_mdns,
+        "ip_addr": options.ip_addr,
+        "ext_ip_addr": options.ext_ip_addr,
+    }
+
+
+# ---- what is said when ready
+
+
+def banner(node: Node, columns: int) -> str:
     """What a person is told at start: who this is, where it listens, what it left out, how to stop."""
+    me = node.mesh.me
+    rows = "\n".join(row for heading, text in told(node) for row in wrapped(heading, text, columns))
+    return f"discoro {VERSION}  node {me.name}  cluster {me.cluster}\n{rows}\n  ready     Ctrl-C stops it"
+
+
+def told(node: Node) -> Iterator[tuple[str, str]]:
+    """The rows of the banner: heading and text."""
     mesh, options = node.mesh, node.options
-    port = mesh.addresses[0].rpartition(":")[2]
-    ignored = "".join(f"\n            (ignored: {nic} {address}, {why})" for nic, address, why in mesh.interfaces.ignored)
-    workers = f"workers on {options.port + 1} to {options.port + PORT_RANGE}" if options.port else "workers on free ports"
-    trust = f"{red('OPEN')}: whoever reaches these addresses can run code here" if mesh.security.open else mesh.security.origin
-    lines = [
-        f'discoro {VERSION}  node {mesh.me.name}  cluster "{mesh.me.cluster}"',
-        f"  slots     {options.slots}, Python {mesh.me.python}, files in {options.dest_path}",
-        f"  address   {', '.join(mesh.addresses)}{ignored}",
-        f"  ports     node on {port}, {workers} (TCP)" + ("" if mesh.interfaces.loopback_only else "; mDNS on 5353 (UDP)"),
-        f"  trust     {trust}",
-        "  ready. Ctrl-C to stop.",
-    ]
-    return "\n".join(lines)
+    yield "slots", f"{options.slots} ({processors()} processors), Python {mesh.me.python}"
+    yield "files", str(options.dest_path)
+    yield "address", ", ".join(mesh.addresses)
+    for nic, address, why in mesh.interfaces.ignored:
+        yield "", f"not {address} ({nic}): {why}"
+    workers = f"workers {options.port + 1} to {options.port + PORT_RANGE}" if options.port else "workers any free ones"
+    mdns = "" if mesh.interfaces.loopback_only or not mesh.options.mdns else "; mDNS UDP 5353"
+    yield "ports", f"TCP {mesh.addresses[0].rpartition(':')[2]}, {workers}{mdns}"
+    yield "trust", f"{red('OPEN')}: whoever reaches these addresses runs code here" if mesh.security.open else mesh.security.origin
+
+
+def wrapped(heading: str, text: str, columns: int) -> list[str]:
+    """One row of the banner, in lines that fit; what cannot be divided, such as a path, is left whole."""
+    first, rest = f"  {heading:10}", " " * 12
+    width = max(columns, 40)
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False)
 
 
 def red(text: str) -> str:

@@ -8,62 +8,57 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import json
-import os
+import io
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 from discoro import payload
 from discoro.coro import Coro
 from discoro.errors import DiscoroError
 from discoro.files import Store
 from discoro.mesh import Mesh, Place
-from discoro.process import end_with_parent, read_line, take_standard_input
+from discoro.process import Parent
 from discoro.security import Security
 from discoro.server import Computations, serve
+
+GRACE = 1.5  # seconds from the end of the pipe to a hard end; as long as a node waits before it kills
 
 
 def main() -> int:
     """The exit status: 0 after an end in order."""
     faulthandler.enable()  # a crash in C leaves its stack in the output, which the node keeps
-    if hasattr(signal, "SIGUSR1"):
-        faulthandler.register(signal.SIGUSR1, all_threads=False)  # the node asks where a busy worker stands
-    pipe = take_standard_input()
-    told = json.loads(read_line(pipe) or b"null")
-    if told is None:
+    faulthandler.register(signal.SIGUSR1, all_threads=False)  # the node asks where a busy worker stands
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # line by line, so that the last one before a crash is not lost
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    node = Parent.meet()
+    if node is None:
         print("discoro.cli.worker is started by discoro-node, not by hand", file=sys.stderr)
         return 2
     payload.warm_up()
     try:
-        asyncio.run(work(told, pipe))
+        asyncio.run(work(node))
     except (DiscoroError, OSError) as error:
         print(f"discoro worker: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def work(told: dict[str, Any], pipe: int) -> None:
+async def work(node: Parent) -> None:
     """Serve until the node closes the pipe."""
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    end_with_parent(pipe, told["parent"], lambda: loop.call_soon_threadsafe(ended.set))
-    ports = range(*told["ports"]) if told["ports"] else None
-    place = Place(
-        role="worker", node=told["node"], ports=ports, security=Security.from_handed_down(told["security"])
-    )
+    loop, ended, told = asyncio.get_running_loop(), asyncio.Event(), node.told
+    node.end_with(lambda: loop.call_soon_threadsafe(ended.set), grace=GRACE)
+    security = Security.from_handed_down(told["security"])
+    place = Place(role="worker", node=told["node"], ports=range(*told["ports"]) if told["ports"] else None, security=security)
     options = {"name": told["name"], "cluster": told["cluster"], "ip_addr": told["hosts"], "ext_ip_addr": told["ext_ip_addr"]}
     async with Mesh.placed(place, **options) as mesh:
-        here = Path.cwd()
-        backend = Computations(mesh, here, Store(here / ".blobs"))
+        backend = Computations(mesh, Path.cwd(), Store(Path(told["blobs"])))  # the blobs are the node's: it receives them
         server = Coro.start(mesh, serve, (backend,), name="discoro_server")
-        ready = {"token": told["token"], "server": server.ref.to_plain()}
         mesh.meet(told["birth"], told["addresses"])
-        await mesh.ask(told["birth"], "ready", ready, None)
+        await mesh.ask(told["birth"], "ready", {"token": told["token"], "server": server.ref.to_plain()}, None)
         await ended.wait()
 
 
 if __name__ == "__main__":
-    if os.name != "nt":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the node's to answer
     sys.exit(main())

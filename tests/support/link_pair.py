@@ -1,8 +1,8 @@
 """A network in memory for processes that talk through Links: frames, connections, faults, and a clock moved by hand.
 
 `Network` carries frames over connections and knows the faults, each a `with` block. `Process` does for its links what
-`peers.py` does in earnest: it performs their actions, answers greetings, and collects what arrives. Nothing here sleeps or reads
-a clock: `network.run(seconds)` moves the time and does whatever falls due, in order.
+`peers.py` does in earnest: it performs their actions, answers greetings, and collects what arrives. Nothing here sleeps or
+reads a clock: `network.run(seconds)` moves the time and does whatever falls due, in order.
 
 What a connection can do here is what TCP can: frames arrive in order or, from some point on, not at all; both ends learn of the
 end separately, or only by a timeout. What was sent before an end may still arrive, also after newer connections stand.
@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from discoro import messages
 from discoro.errors import ProtocolError
@@ -78,10 +79,10 @@ class Network:
         """Nothing passes from a to b. TCP needs both ways, so that new connections fail in either direction."""
         self._cut.append((a, b))
         mine = [each for each in self.connections if each.joins(a, b)]
-        lasting = {"now": True}
-        self.after(HEARTBEAT_TIMEOUT, lambda: [each.cut() for each in mine] if lasting["now"] else None)
+        waiting = list(mine)  # for the heartbeat that does not come
+        self.after(HEARTBEAT_TIMEOUT, lambda: self._break(waiting))
         yield
-        lasting["now"] = False
+        waiting.clear()
         self._cut.remove((a, b))
         for each in mine:
             each.pump()
@@ -124,9 +125,12 @@ class Network:
     def drop(self, a: Process, b: Process) -> int:
         """Break every connection between the two, once; what is under way is lost from some frame on. Gives how many."""
         broken = [each for each in self.connections if each.joins(a, b)]
-        for each in broken:
-            each.cut()
+        self._break(broken)
         return len(broken)
+
+    def _break(self, connections: Sequence[Connection]) -> None:
+        for each in connections:
+            each.cut()
 
     # -------------------------------------------------------------- for connections and processes
 
@@ -219,7 +223,7 @@ class Connection:
         for end in (0, 1):
             self._lose_some(end)
             self.send(end, None)
-            self.network.after(HEARTBEAT_TIMEOUT * self.network.random.random(), lambda end=end: self._end(1 - end))
+            self.network.after(HEARTBEAT_TIMEOUT * self.network.random.random(), partial(self._end, 1 - end))
 
     def drop(self, end: int, flush: bool) -> None:
         """That end closes."""
@@ -445,8 +449,9 @@ def greeting(name: str, birth: int, *addresses: str, cluster: str = "", python: 
     return Greeting("0" * 16, 4711, birth, name, "node", cluster, python, "0.1", addresses or (f"{name}:1",))
 
 
-def two(seed: int = 0, **timeouts: float) -> tuple[Network, Process, Process]:
+def two(seed: int = 0, *, connect_timeout: float = 5.0, peer_timeout: float = 15.0) -> tuple[Network, Process, Process]:
     """A network of two processes: "low", and "high" whose birth is greater."""
     network = Network(seed)
-    low, high = (Process(network, greeting(name, birth), **timeouts) for name, birth in (("low", 10), ("high", 20)))
+    mes = greeting("low", 10), greeting("high", 20)
+    low, high = (Process(network, me, connect_timeout, peer_timeout) for me in mes)
     return network, low, high

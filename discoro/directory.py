@@ -1,0 +1,107 @@
+"""The directory of one node below `dest_path`: its alone while it lives, and gone with it, or with the next node there.
+
+    dest_path/node-3f2a…/lock       held for as long as the node lives, however it ends; on a network file system too
+    dest_path/node-3f2a…/blobs/     what was received
+    dest_path/node-3f2a…/worker-…/  the current directory of one worker, where the files of its computations lie
+
+Files of computations that asked to keep theirs (`cleanup=False`) stay where they are. Nothing here knows what is in the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from discoro.errors import DestPathError
+from discoro.files import private_directory
+
+log = logging.getLogger("discoro.directory")
+
+LOCK = "lock"
+KEPT = ".kept"  # marks the directory of a worker whose files stay
+
+
+class NodeDirectory:
+    """A directory of this node alone, made at once; what nodes that were killed left below `dest_path` goes.
+
+    Raises DestPathError where `dest_path` cannot be made, written or locked.
+    """
+
+    def __init__(self, dest_path: Path) -> None:
+        dest_path = private_directory(dest_path.absolute())
+        for left in dest_path.glob("node-*"):
+            _remove_left(left)
+        name = secrets.token_hex(6)
+        new = dest_path / f"new-{name}"  # it gets its name once it is locked: until then nobody takes it for left over
+        self.path = dest_path / f"node-{name}"
+        self.blobs = self.path / "blobs"
+        try:
+            new.mkdir(mode=0o700)
+            self._lock = _locked(new / LOCK)
+            new.rename(self.path)
+        except OSError as error:
+            shutil.rmtree(new, ignore_errors=True)
+            raise DestPathError(f"no directory could be made and locked in {dest_path}: {error.strerror}. {_OTHER}") from error
+
+    def __repr__(self) -> str:
+        return f"<NodeDirectory {self.path}>"
+
+    def for_worker(self) -> Path:
+        """A new directory for a worker; OSError."""
+        directory = self.path / f"worker-{secrets.token_hex(6)}"
+        directory.mkdir(mode=0o700)
+        return directory
+
+    def remove(self) -> None:
+        """Remove it, but for what is to be kept."""
+        _empty(self.path)
+        os.close(self._lock)
+
+
+def keep(directory: Path) -> None:
+    """The files in this directory of a worker stay."""
+    (directory / KEPT).touch(0o600)
+
+
+def remove_unless_kept(directory: Path) -> None:
+    """Remove the directory of a worker that ended, whatever it left there."""
+    if not (directory / KEPT).exists():
+        shutil.rmtree(directory, onerror=lambda _, path, why: log.warning("! %s stays behind: %s", path, why[1]))
+
+
+_OTHER = "Choose another directory with --dest_path"
+
+
+def _locked(path: Path) -> int:
+    """A descriptor that holds the lock of that file; BlockingIOError where another process does."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove_left(directory: Path) -> None:
+    """Remove the directory of a node that was killed. One whose node lives is locked; one without a lock is kept files."""
+    if not (directory / LOCK).exists():
+        return
+    with contextlib.suppress(OSError):  # it lives; or somebody else's, or another node was quicker
+        lock = _locked(directory / LOCK)
+        _empty(directory)
+        os.close(lock)
+
+
+def _empty(directory: Path) -> None:
+    shutil.rmtree(directory / "blobs", ignore_errors=True)
+    for worker in directory.glob("worker-*"):
+        remove_unless_kept(worker)
+    with contextlib.suppress(OSError):
+        (directory / LOCK).unlink()
+        directory.rmdir()  # not where something is kept

@@ -1,0 +1,352 @@
+"""The workers of a node: enough of them warm, each adopted once, every end noticed and told.
+
+A `Worker` is one child process, warm until a slot adopts it for a client, ended after that client's last computation there has
+closed. `Workers` starts them, with growing pauses where they die as they start; asks them to end, or kills them; and says how
+each ended. `Output` is what one of them writes. Which computation goes where is the slots' to decide (node.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from discoro.coro import CoroRef
+from discoro.directory import NodeDirectory, remove_unless_kept
+from discoro.errors import ProtocolError, SetupFailed
+from discoro.files import Shipped
+from discoro.mesh import Mesh
+from discoro.messages import Greeting
+from discoro.process import Child
+from discoro.requests import Incoming
+
+log = logging.getLogger("discoro.workers")
+
+READY_TIMEOUT = 30.0  # seconds a worker may take to start; a cold one takes 0.2 s on an idle machine
+END_TIMEOUT = 1.5  # seconds between asking a worker to end and killing it: a node stops within 3 s
+OUTPUT_TIMEOUT = 0.2  # seconds for the last output of a worker that has ended: somebody else may hold its pipe
+LOOK_TIMEOUT = 0.5  # seconds for a busy worker's stack to arrive
+STARTS = max(2, os.cpu_count() or 1)  # workers that start at the same time: each needs a processor for 0.2 s
+GIVE_UP = 3  # workers in a row that died as they started: whoever waits for one is told
+PAUSE_FIRST, PAUSE_MOST = 0.1, 30.0  # seconds before the next start after such a death, doubled each time
+SPARE_WORKERS = 1  # warm ones beyond those for free slots: for the client that comes to a busy slot
+LAST_LINES = 20  # of a worker's output, kept for the exit reason
+TOLD_LINES, TOLD_CHARACTERS = 5, 300  # of these, in an exit reason, and of each: it goes to everybody who is linked
+LINE_BYTES = 64 * 1024  # the longest line of output taken in one piece
+
+
+@dataclass
+class Held:
+    """One computation in one worker."""
+
+    name: str
+    files: dict[str, str]  # name -> digest
+    cleanup: bool
+    replaced: bool = False  # set up again in another worker: it only waits to be closed
+
+
+@dataclass(eq=False)
+class Worker:
+    """One worker process, as its node sees it. Wait for its futures with `asyncio.wait`, which leaves them alone."""
+
+    directory: Path
+    token: str  # that it shows when it is ready, so that nobody else can be taken for it
+    ready: asyncio.Future[CoroRef]  # the reference of its discoro_server
+    gone: asyncio.Future[str]  # how it ended
+    output: Output
+    child: Child = field(init=False)
+    slot: int | None = None
+    client: Greeting | None = None
+    computations: dict[str, Held] = field(default_factory=dict)
+    ending: str = ""  # why the node ends it, if it does
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid
+
+    @property
+    def server(self) -> CoroRef:
+        """Its discoro_server, once it is ready."""
+        return self.ready.result()
+
+    def __repr__(self) -> str:
+        state = f"slot {self.slot} of {self.client.name}/{self.client.pid}" if self.client else "warm"
+        return f"<Worker {self.pid} {state} computations={len(self.computations)}>"
+
+    def serves(self, client: Greeting) -> bool:
+        """Whether it is this client's, and goes on."""
+        return self.client is not None and self.client.birth == client.birth and not self.ending and not self.gone.done()
+
+    def conflicts(self, files: Iterable[Shipped]) -> bool:
+        """Whether a file name stands for another content here already."""
+        return any(held.files.get(f.name, f.blob.digest) != f.blob.digest for held in self.computations.values() for f in files)
+
+
+class Output:
+    """The lines of what a process writes: overlong ones in pieces, the last ones kept, nothing in them that moves a cursor."""
+
+    def __init__(self) -> None:
+        self.last: deque[str] = deque(maxlen=LAST_LINES)
+        self.came = asyncio.Event()
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[str]:
+        """The lines that these bytes complete. A carriage return ends one too: so do progress bars."""
+        *whole, self._rest = (self._rest + data).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        if len(self._rest) >= LINE_BYTES:
+            whole, self._rest = [*whole, self._rest], b""
+        return self._taken(whole)
+
+    def end(self) -> list[str]:
+        """The line that was not completed, if there is one."""
+        rest, self._rest = self._rest, b""
+        return self._taken([rest] if rest else [])
+
+    def _taken(self, whole: list[bytes]) -> list[str]:
+        lines = [line.decode("utf-8", "replace").translate(_CONTROLS) for line in whole]
+        if lines:
+            self.last.extend(lines)
+            self.came.set()
+        return lines
+
+    def summary(self) -> str:
+        """The last lines, in one."""
+        lines = [line.strip()[:TOLD_CHARACTERS] for line in self.last if line.strip()]
+        return " | ".join(lines[-TOLD_LINES:])
+
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(10, 32), *range(127, 160))}
+
+
+class Workers:
+    """All workers of a node with that many slots. `ports`: where they may listen; `blobs`: where received files are."""
+
+    def __init__(self, mesh: Mesh, directory: NodeDirectory, ports: range | None, slots: int) -> None:
+        self._mesh = mesh
+        self._directory = directory
+        self._ports = ports
+        self._slots = slots
+        self._all: dict[int, Worker] = {}  # by pid
+        self._warm: deque[Worker] = deque()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._watching: set[asyncio.Task[None]] = set()
+        self._moved = asyncio.Event()  # set, and replaced, when one became warm, or none did
+        self._deaths = 0  # of workers that were not ready yet, in a row
+        self._last_death = ""
+        self._stopping = False
+        self.on_ended: Callable[[Worker, str], None] = lambda worker, how: None
+        mesh.handlers["ready"] = self._on_ready
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(list(self._all.values()))
+
+    def __repr__(self) -> str:
+        return f"<Workers {len(self._all)}, {len(self._warm)} warm, {len(self._starting)} starting>"
+
+    def at(self, slot: int) -> list[Worker]:
+        """The workers that this slot adopted, and that have not ended."""
+        return [worker for worker in self if worker.slot == slot]
+
+    async def stop(self) -> None:
+        """End every worker, and wait until each is reaped and its files are gone."""
+        self._stopping = True
+        self._tell_waiting()
+        for task in self._starting:
+            task.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        await asyncio.gather(*(self.end(worker, "the node stops") for worker in self))
+        await asyncio.gather(*self._watching)
+
+    async def adopt(self, client: Greeting, slot: int) -> Worker:
+        """A warm worker, from now on this client's at that slot; waits for one to start. SetupFailed where none does."""
+        who = self._mesh.me.name
+        try:
+            async with asyncio.timeout(READY_TIMEOUT):
+                while not self._warm:
+                    if self._stopping:
+                        raise SetupFailed(f"{who} is stopping: locate another server")
+                    if self._deaths >= GIVE_UP:
+                        raise SetupFailed(f"workers do not start at {who}; the last one, {self._last_death}")
+                    await self._moved.wait()
+        except TimeoutError:
+            raise SetupFailed(f"{who} had no worker ready in {READY_TIMEOUT:g} s: try again, or another server") from None
+        worker = self._warm.popleft()
+        worker.client, worker.slot = client, slot
+        self.refill()
+        return worker
+
+    async def end(self, worker: Worker, why: str) -> None:
+        """End a worker: asked first, then killed with all it started; returns once it is gone."""
+        worker.ending = worker.ending or why
+        worker.child.ask_to_end()
+        await asyncio.wait([worker.child.ended], timeout=END_TIMEOUT)
+        await self.kill(worker, why)
+
+    async def kill(self, worker: Worker, why: str) -> None:
+        """Kill a worker with all it started; returns once it is gone."""
+        worker.ending = worker.ending or why
+        if not worker.child.ended.done():
+            worker.child.signal_group(signal.SIGKILL)
+        await asyncio.wait([worker.gone])
+
+    async def where_it_stands(self, worker: Worker) -> str:
+        """The innermost line of code that a busy worker is at, as faulthandler writes it; "" where it cannot be seen."""
+        output = worker.output
+        output.last.clear()
+        worker.child.signal(signal.SIGUSR1)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_TIMEOUT):
+                while not any(line.startswith("  File ") for line in output.last):
+                    output.came.clear()
+                    await output.came.wait()
+        return next((line.strip() for line in output.last if line.startswith("  File ")), "")
+
+    # -------------------------------------------------------------- starting
+
+    def refill(self) -> None:
+        """Start what is missing of one warm worker for each free slot and the spare; one at a time while they die."""
+        busy = {worker.slot for worker in self._all.values() if worker.slot is not None}
+        wanted = self._slots - len(busy) + SPARE_WORKERS - len(self._warm)
+        while not self._stopping and len(self._starting) < min(wanted, 1 if self._deaths else STARTS):
+            task = asyncio.create_task(self._start())
+            self._starting.add(task)
+            task.add_done_callback(self._started)
+
+    def _started(self, task: asyncio.Task[None]) -> None:
+        self._starting.discard(task)
+        if not task.cancelled():
+            task.result()  # a bug of ours is logged by the loop, and starts nothing further
+            self.refill()
+
+    async def _start(self) -> None:
+        """One worker, from its launch until it is warm; after a death, a pause before."""
+        if self._deaths:
+            await asyncio.sleep(min(PAUSE_FIRST * 2 ** (self._deaths - 1), PAUSE_MOST))
+        try:
+            worker = self._launch()
+        except OSError as error:  # no more processes, no such directory, …
+            self._died(f"could not be started: {error}")
+            return
+        await asyncio.wait([worker.ready, worker.gone], timeout=READY_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        if worker.gone.done():
+            return  # which was counted
+        if not worker.ready.done():
+            await self.kill(worker, f"it was not ready in {READY_TIMEOUT:g} s")
+            return
+        self._deaths = 0
+        self._warm.append(worker)
+        self._tell_waiting()
+
+    def _launch(self) -> Worker:
+        loop = asyncio.get_running_loop()
+        directory, token = self._directory.for_worker(), secrets.token_hex(16)
+        worker = Worker(directory, token, loop.create_future(), loop.create_future(), Output())
+        command = [sys.executable, "-m", "discoro.cli.worker"]
+        try:
+            worker.child = Child(command, self._told(token), partial(self._show, worker), cwd=directory, with_errors=True)
+        except OSError:
+            remove_unless_kept(directory)
+            raise
+        self._all[worker.pid] = worker
+        task = asyncio.create_task(self._watch(worker))
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
+        return worker
+
+    def _told(self, token: str) -> dict[str, Any]:
+        """What a worker is told, through its standard input: nothing of it shows in a list of processes."""
+        mesh, me = self._mesh, self._mesh.me
+        return {
+            "security": mesh.security.handed_down(),
+            "name": me.name,
+            "cluster": me.cluster,
+            "node": me.node,
+            "birth": me.birth,
+            "addresses": list(mesh.addresses),
+            "hosts": [address for _, address in mesh.interfaces.usable],
+            "ext_ip_addr": mesh.options.ext_ip_addr,
+            "ports": [self._ports.start, self._ports.stop] if self._ports else None,
+            "blobs": str(self._directory.blobs),
+            "token": token,
+        }
+
+    def _on_ready(self, incoming: Incoming) -> None:
+        worker = self._all.get(incoming.peer.pid)
+        told = incoming.arguments.get("token")
+        if worker is None or not isinstance(told, str) or not secrets.compare_digest(told.encode(), worker.token.encode()):
+            raise ProtocolError("ready from a process that is no worker of this node")
+        ref = CoroRef.from_plain(incoming.arguments.get("server"))
+        if not worker.ready.done():
+            worker.ready.set_result(ref)
+        incoming.reply(0)
+
+    # -------------------------------------------------------------- ends
+
+    async def _watch(self, worker: Worker) -> None:
+        """Wait until it has ended; then tell how to all who must know, and remove what it left."""
+        status = await worker.child.finish(OUTPUT_TIMEOUT)
+        self._print(worker, worker.output.end())
+        del self._all[worker.pid]
+        how = f"{self._mesh.me.name}/{worker.pid} {exit_reason(status, worker)}"
+        worker.gone.set_result(how)
+        if worker.ready.done():
+            self._mesh.tell_lost(worker.server.birth, how)
+            if not worker.ending:
+                log.warning("! worker %s", how)
+        elif not self._stopping:
+            self._died(how)
+        if worker in self._warm:
+            self._warm.remove(worker)
+            self._deaths = max(1, self._deaths)  # whatever killed it gets no faster than we start others
+        self.on_ended(worker, how)
+        self.refill()
+        await asyncio.to_thread(remove_unless_kept, worker.directory)
+
+    def _died(self, how: str) -> None:
+        """A worker did not come as far as being ready."""
+        self._deaths += 1
+        self._last_death = how
+        log.warning("! a worker did not start: %s", how)
+        self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    def _show(self, worker: Worker, data: bytes) -> None:
+        self._print(worker, worker.output.feed(data))
+
+    def _print(self, worker: Worker, lines: list[str]) -> None:
+        """What workers write stands on the node's standard error; where that is closed, nobody reads it."""
+        if lines:
+            text = "".join(f"[{self._mesh.me.name}/{worker.pid}] {line}\n" for line in lines)
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(text)
+                sys.stderr.flush()
+
+
+def exit_reason(status: int, worker: Worker) -> str:
+    """How a worker ended, in words, with its last output where it ended by itself."""
+    if worker.ending:
+        return f"was ended: {worker.ending}"
+    how = f"was killed by {signal_name(-status)}" if status < 0 else f"exited with status {status}"
+    last = worker.output.summary()
+    return f"{how}; its last output: {last}" if last else how
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9; "signal 40" for one without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,314 @@
+"""The links of one process, with a wire that only records: whom it believes, what it answers, whom it cuts off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from discoro import messages
+from discoro import peers as rooms
+from discoro.errors import PeerLost, Refused, Unreachable
+from discoro.link import Link, State
+from discoro.messages import Ack, Bye, Data, Gone, Greeting, Hello, Hold, Message, RefusedFrame, Welcome
+from discoro.peers import Peers
+from discoro.security import Security
+from discoro.transport import Ended
+from tests.support import moved_clock
+
+SECURITY = Security.from_options(secret="a long enough passphrase for tests")
+OTHER = Security.from_options(secret="another passphrase of another cluster")
+ME = Greeting("00000000000000aa", 1, 0xAA, "ada", "node", "default", "3.11", "0", ("127.0.0.1:1",))
+THEM = Greeting("00000000000000bb", 2, 0xBB, "bob", "client", "default", "3.11", "0", ("127.0.0.1:2",))
+
+
+class Recorder:
+    """A wire and an owner in one: frames sent, connections dropped, what was handed up."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, Any]] = []
+        self.dropped: list[int] = []
+        self.dialled: list[str] = []
+        self.told: list[Any] = []
+        self.broken = False
+        self.bug = False
+
+    def dial(self, address: str) -> int:
+        self.dialled.append(address)
+        return 100 + len(self.dialled)
+
+    def send(self, conn: int, parts: Sequence[messages.Part]) -> bool:
+        self.sent.append((conn, messages.decode([bytes(part) for part in parts])))
+        return not self.broken
+
+    def drop(self, conn: int, flush: bool = False) -> None:
+        self.dropped.append(conn)
+
+    def opened(self, link: Link) -> None:
+        self.told.append("opened")
+
+    def operation(self, link: Link, operation: messages.Operation) -> None:
+        if self.bug:
+            raise ZeroDivisionError("a bug")
+        self.told.append(operation)
+
+    def lost(self, link: Link) -> None:
+        self.told.append(link.lost_because)
+
+
+def with_peers(test: Callable[[Peers, Recorder], Any]) -> None:
+    async def body() -> None:
+        recorder = Recorder()
+        peers = Peers(ME, SECURITY, recorder)
+        peers.wire = recorder
+        result = test(peers, recorder)
+        if result is not None:
+            await result
+        peers.close("the test is over")
+
+    moved_clock.run(body)
+
+
+def hello(greeting: Greeting = THEM._replace(session=7), security: Security = SECURITY) -> list[bytes]:
+    body = messages.encode_greeting(greeting)
+    return [bytes(part) for part in messages.encode_hello(security.mac(body), body)]
+
+
+def welcome(greeting: Greeting, security: Security = SECURITY) -> list[bytes]:
+    body = messages.encode_greeting(greeting)
+    return [bytes(part) for part in messages.encode_welcome(security.mac(body), body)]
+
+
+def data(*operations: Any, number: int = 1, session: int = 7) -> list[messages.Part]:
+    return messages.encode_data(session, number, 0, [messages.to_wire(each) for each in operations])
+
+
+def test_a_greeting_opens_a_link_and_operations_come_up_in_order() -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.connected(1)
+        peers.received(1, hello())
+        assert isinstance(recorder.sent[0][1], Welcome)
+        peers.received(1, data(Message(1, (b"a",)), Hold(2, True)))
+        assert recorder.told == ["opened", Message(1, (b"a",)), Hold(2, True)]
+
+    with_peers(test)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "code"),
+    [
+        (hello(security=OTHER), "key"),
+        (hello(THEM._replace(session=7, cluster="other")), "cluster"),
+        (hello(THEM._replace(session=7, python="3.12")), "python"),
+        (hello(THEM._replace(session=7, wanted=0xCC)), "stale"),
+        (hello(ME._replace(session=7)), "stale"),
+        ([messages.pack([1, "discoro", 99, b"whatever", {"a": "newer"}])], "protocol"),
+    ],
+)
+def test_who_does_not_belong_is_refused_with_the_first_reason(theirs: Any, code: str) -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, theirs)
+        [(connection, refused)] = recorder.sent
+        assert isinstance(refused, RefusedFrame)
+        assert (connection, refused.code) == (1, code)
+        assert recorder.dropped == [1]
+        assert recorder.told == []
+        peers.received(1, data(Message(1, (b"a",))))
+        assert recorder.told == []
+
+    with_peers(test)
+
+
+def test_nothing_of_a_greeting_is_read_before_its_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(data: bytes) -> Greeting:
+        raise AssertionError("read before it was verified")
+
+    monkeypatch.setattr(messages, "decode_greeting", never)
+
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello(security=OTHER))
+        peers.received(2, [messages.pack([1, "discoro", 1, b"", b"junk"])])
+        assert [frame.code for _, frame in recorder.sent] == ["key", "key"]
+
+    with_peers(test)
+
+
+@pytest.mark.parametrize("junk", [[b"junk"], [b""], [messages.pack([4, 7, 1, 0, []])], [messages.pack([99])]])
+def test_frames_of_strangers_do_nothing(junk: list[bytes]) -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, junk)
+        assert (recorder.sent, recorder.told) == ([], [])
+
+    with_peers(test)
+
+
+@pytest.mark.parametrize("junk", [[b"junk"], data(Message(1, (b"a",)), number=3), [messages.pack([5, 7, 50])]])
+def test_a_peer_that_breaks_the_protocol_is_told_and_cut_off_and_others_live_on(junk: Any) -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        peers.received(2, hello(THEM._replace(session=8, birth=0xCC)))
+        peers.received(1, junk)
+        told = [frame for connection, frame in recorder.sent if connection == 1 and isinstance(frame, Bye)]
+        assert len(told) == 1
+        assert "you broke the protocol" in told[0].reason
+        assert 1 in recorder.dropped
+        assert any("broke the protocol" in str(each) for each in recorder.told)
+        peers.received(2, data(Message(5, (b"x",)), session=8))
+        assert recorder.told[-1] == Message(5, (b"x",))
+
+    with_peers(test)
+
+
+def test_resuming_what_is_not_known_is_answered_by_gone() -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello(THEM._replace(session=7, resume=True)))
+        assert recorder.sent == [(1, Gone(7))]
+        assert recorder.told == []
+
+    with_peers(test)
+
+
+def test_a_new_session_of_a_known_birth_ends_the_old_link() -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        peers.received(2, hello(THEM._replace(session=9)))
+        assert recorder.told == ["opened", "the peer ended the link", "opened"]
+
+    with_peers(test)
+
+
+def test_the_number_of_links_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "MAX_LINKS", 1)
+
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        peers.received(2, hello(THEM._replace(session=8, birth=0xCC)))
+        assert recorder.sent[-1][1].code == "full"
+
+    with_peers(test)
+
+
+# ------------------------------------------------------------------ inquiries
+
+
+def test_an_inquiry_tells_who_listens_and_makes_no_link() -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello(THEM._replace(session=0)))
+        assert isinstance(recorder.sent[0][1], Welcome)
+        assert recorder.told == []
+        asking = asyncio.ensure_future(peers.inquire("127.0.0.1:2", 3))
+        await asyncio.sleep(0)
+        peers.connected(101)
+        assert isinstance(recorder.sent[-1][1], Hello)
+        peers.received(101, welcome(THEM))
+        assert (await asking).birth == THEM.birth
+        assert list(peers) == []
+        assert 101 in recorder.dropped
+
+    with_peers(test)
+
+
+@pytest.mark.parametrize(
+    ("event", "error", "text"),
+    [
+        (lambda peers: peers.received(101, messages.encode_refused("cluster", "other cluster")), Refused, "other cluster"),
+        (lambda peers: peers.ended(101, Ended.DENIED, "another key"), Refused, "another key"),
+        (lambda peers: peers.ended(101, Ended.REFUSED, "nobody"), Unreachable, "nobody"),
+        (lambda peers: None, TimeoutError, ""),
+    ],
+)
+def test_an_inquiry_that_fails_says_why(event: Any, error: type[Exception], text: str) -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        asking = asyncio.ensure_future(peers.inquire("127.0.0.1:2", 3))
+        await asyncio.sleep(0)
+        peers.connected(101)
+        event(peers)
+        with pytest.raises(error, match=text):
+            await asking
+
+    with_peers(test)
+
+
+def test_a_welcome_without_the_key_is_not_believed() -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        link = peers.link(THEM.birth, ["127.0.0.1:2"])
+        peers.connected(101)
+        peers.received(101, welcome(THEM._replace(session=link.session), OTHER))
+        assert link.state is State.LOST
+        assert recorder.told == ["it broke the protocol: a welcome without the cluster's key"]
+
+    with_peers(test)
+
+
+# ------------------------------------------------------------------ sending
+
+
+def test_the_first_operation_of_a_turn_leaves_at_once_and_the_rest_together() -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        link = peers.get(THEM.birth)
+        assert link is not None
+        del recorder.sent[:]
+        await asyncio.sleep(0)
+        for number in range(5):
+            peers.post(link, Message(number, (b"m",)))
+        assert [len(frame.operations) for _, frame in recorder.sent if isinstance(frame, Data)] == [1]
+        await asyncio.sleep(0)
+        assert [len(frame.operations) for _, frame in recorder.sent if isinstance(frame, Data)] == [1, 4]
+
+    with_peers(test)
+
+
+def test_a_lone_acknowledgement_follows_soon() -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        peers.received(1, data(Message(1, (b"a",))))
+        assert not [frame for _, frame in recorder.sent if isinstance(frame, Ack)]
+        await asyncio.sleep(0.05)
+        assert [frame for _, frame in recorder.sent if isinstance(frame, Ack)] == [Ack(7, 1)]
+
+    with_peers(test)
+
+
+def test_a_connection_that_breaks_under_a_send_is_dialled_again() -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        link = peers.get(THEM.birth)
+        assert link is not None
+        recorder.broken = True
+        peers.post(link, Message(1, (b"m",)))
+        assert recorder.dialled == list(THEM.addresses)
+        assert link.state is State.DIALLING
+
+    with_peers(test)
+
+
+def test_posting_to_a_link_that_ended_is_an_error() -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        link = peers.get(THEM.birth)
+        assert link is not None
+        peers.lose(THEM.birth, "its node said so")
+        with pytest.raises(PeerLost, match="its node said so"):
+            peers.post(link, Message(1, (b"m",)))
+        with pytest.raises(Unreachable, match="no address"):
+            peers.link(THEM.birth, [])
+
+    with_peers(test)
+
+
+def test_a_bug_above_neither_hides_nor_takes_the_rest_of_a_frame_along() -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        bugs: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: bugs.append(context["exception"]))
+        peers.received(1, hello())
+        recorder.bug = True
+        peers.received(1, data(Message(1, (b"a",)), Message(2, (b"b",))))
+        assert [type(bug) for bug in bugs] == [ZeroDivisionError, ZeroDivisionError]
+        link = peers.get(THEM.birth)
+        assert link is not None
+        assert link.state is State.OPEN
+
+    with_peers(test)

@@ -1,0 +1,138 @@
+"""Requests and replies by themselves: each is answered once, fails with its peer, or is dropped."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from discoro import payload
+from discoro.errors import DiscoroError, NotSetUp, PeerLost, ProtocolError, RemoteError, SetupFailed
+from discoro.messages import Greeting
+from discoro.requests import Answer, Incoming, Requests, answering
+
+PEER = Greeting("00000000000000aa", 1, 0xAA, "ada", "client", "default", "3.11", "0", ())
+
+
+def incoming(answers: list[Any]) -> Incoming:
+    return Incoming(PEER, 0, "verb", {}, (), lambda *answer: answers.append(answer))
+
+
+def test_an_answer_reaches_who_asked_and_a_second_nobody() -> None:
+    async def test() -> None:
+        requests = Requests()
+        number, future = requests.begin(1)
+        requests.answer(number, True, 5, [b"body"])
+        requests.answer(number, True, 6, ())
+        requests.answer(99, True, 7, ())
+        assert await future == Answer(5, [b"body"])
+        assert len(requests) == 0
+
+    asyncio.run(test())
+
+
+def test_a_lost_peer_fails_its_own_requests_only() -> None:
+    async def test() -> None:
+        requests = Requests()
+        (_, lost), (_, kept) = requests.begin(1), requests.begin(2)
+        requests.fail(1, PeerLost("gone"))
+        with pytest.raises(PeerLost, match="gone"):
+            await lost
+        assert not kept.done()
+        assert len(requests) == 1
+
+    asyncio.run(test())
+
+
+def test_an_answer_after_the_end_is_dropped() -> None:
+    async def test() -> None:
+        requests = Requests()
+        number, future = requests.begin(1)
+        requests.end(number)
+        requests.answer(number, True, 5, ())
+        assert not future.done()
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("junk", [None, [], ["PeerLost"], ["PeerLost", 1], "text", [b"x", b"y"]])
+def test_an_answer_that_is_no_error_is_one_of_the_protocol(junk: Any) -> None:
+    async def test() -> None:
+        requests = Requests()
+        number, future = requests.begin(1)
+        requests.answer(number, False, junk, ())
+        with pytest.raises(ProtocolError):
+            await future
+
+    asyncio.run(test())
+
+
+def failure(error: BaseException) -> tuple[str, str, Any]:
+    answers: list[Any] = []
+    incoming(answers).fail(error)
+    [(ok, (name, text), body)] = answers
+    assert ok is False
+    return name, text, body
+
+
+def test_errors_of_ours_travel_by_name_with_their_cause() -> None:
+    error = SetupFailed("func failed")
+    error.__cause__ = KeyError("k")
+    name, text, body = failure(error)
+    assert (name, text) == ("SetupFailed", "func failed")
+    assert isinstance(payload.unpack_error(body), KeyError)
+
+
+def test_a_cause_that_was_only_passed_on_goes_on_as_it_came() -> None:
+    async def test() -> None:
+        requests = Requests(opens_causes=False)
+        number, future = requests.begin(1)
+        requests.answer(number, False, ["SetupFailed", "no"], [b"never opened"])
+        with pytest.raises(SetupFailed) as caught:
+            await future
+        assert caught.value.__cause__ is None
+        assert failure(caught.value) == ("SetupFailed", "no", [b"never opened"])
+
+    asyncio.run(test())
+
+
+def test_a_bug_is_logged_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    name, text, _ = failure(ZeroDivisionError("oops"))
+    assert name == RemoteError.__name__
+    assert "oops" in text
+    assert "a bug while answering verb" in caplog.text
+
+
+def test_only_the_first_answer_counts() -> None:
+    answers: list[Any] = []
+    request = incoming(answers)
+    request.reply(1)
+    request.reply(2)
+    request.fail(NotSetUp("no"))
+    assert answers == [(True, 1, ())]
+
+
+@pytest.mark.parametrize(("error", "name"), [(NotSetUp("no"), "NotSetUp"), (ValueError("v"), "RemoteError")])
+def test_whatever_goes_wrong_while_answering_is_the_answer(error: Exception, name: str) -> None:
+    async def work() -> None:
+        raise error
+
+    answers: list[Any] = []
+    asyncio.run(answering(incoming(answers), work()))
+    assert answers[0][1][0] == name
+
+
+def test_a_request_given_up_is_answered_before_it_ends() -> None:
+    async def test() -> list[Any]:
+        answers: list[Any] = []
+        task = asyncio.ensure_future(answering(incoming(answers), asyncio.Event().wait()))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        return answers
+
+    [(ok, (name, _), _)] = asyncio.run(test())
+    assert (ok, name) == (False, "PeerLost")
+    assert issubclass(PeerLost, DiscoroError)
