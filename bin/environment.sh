@@ -1,7 +1,7 @@
 # The virtual environments of this checkout; read by bin/test and bin/quickstart, not started by itself.
 #
-# Everything lives in one ignored folder, .discoro: environments, pip's cache, compiled Python. Nothing outside it
-# is touched. environment NAME EXTRAS makes .discoro/NAME with discoro and its extras ("" for none) once, and again only
+# Everything lives in one ignored folder, .discoro: environments, pip's cache and temporary files, compiled Python. Nothing
+# outside it is touched. environment NAME EXTRAS makes .discoro/NAME with discoro and its extras ("" for none) once, and again only
 # when the Python, the place of the checkout, setup.cfg or pyproject.toml changed. Needs $root, the checkout.
 
 state=$root/.discoro
@@ -47,12 +47,12 @@ environment() {
     wanted=$({ "$python" -c 'import sys; print(sys.executable, sys.version)'
                cat "$root/setup.cfg" "$root/pyproject.toml"; echo "$venv $2"; } | cksum)
     [ -x "$venv/bin/python" ] && [ "$(cat "$venv/made-from" 2>/dev/null)" = "$wanted" ] && return
-    link_checkout "$state/$1-checkout" 2>/dev/null || missing "the folder $state cannot be written"
+    { link_checkout "$state/$1-checkout" && mkdir -p "$state/tmp"; } 2>/dev/null || missing "the folder $state cannot be written"
     echo "bin/${0##*/}: making .discoro/$1 with $python (once; about a minute)" >&2
-    "$python" -m venv --clear "$venv" >"$state/$1.log" 2>&1 ||
+    TMPDIR=$state/tmp "$python" -m venv --clear "$venv" >"$state/$1.log" 2>&1 ||
         missing "$python could not make a virtual environment: see .discoro/$1.log"
-    "$venv/bin/python" -m pip install --disable-pip-version-check --editable "$state/$1-checkout${2:+[$2]}" \
-        >>"$state/$1.log" 2>&1 ||
+    TMPDIR=$state/tmp "$venv/bin/python" -m pip install --disable-pip-version-check \
+        --editable "$state/$1-checkout${2:+[$2]}" >>"$state/$1.log" 2>&1 ||
         missing "pip could not install discoro's dependencies (is a package index reachable?): see .discoro/$1.log"
     echo "$wanted" >"$venv/made-from"
 }

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 from discoro.coro import Coro
 from discoro.directory import NodeDirectory, keep
 from discoro.discovery import Advert
-from discoro.errors import CloseFailed, ConfigError, NotSetUp, ProtocolError, SetupFailed, Timeout, WorkerLost
+from discoro.errors import CloseFailed, ConfigError, NotSetUp, SetupFailed, Timeout, WorkerLost
 from discoro.files import Shipped, Store, checked_files
 from discoro.finding import BASE_PORT
 from discoro.mesh import Mesh, Place
 from discoro.messages import PROTOCOL_VERSION, Greeting
 from discoro.requests import Incoming
-from discoro.server import serve, take_chunk, text_of
+from discoro.server import serve, take_chunk, text_of, timeout_of
 from discoro.workers import Held, Worker, Workers
 
 log = logging.getLogger("discoro.node")
@@ -117,9 +117,7 @@ class Slot:
             opening.task.cancel()  # the setup was given up; _undo leaves nothing of it
             incoming.reply(0)
             return
-        timeout = incoming.arguments.get("timeout")
-        if not isinstance(timeout, int | float) or not 0 <= timeout <= 86_400:
-            raise ProtocolError("close without a timeout in seconds")
+        timeout = timeout_of(incoming.arguments)
         closing = [self._close_in(worker, number, timeout, incoming) for worker in self._find(incoming)]
         for failed in await asyncio.gather(*closing, return_exceptions=True):  # every one is closed, whatever one says
             if failed is not None:
@@ -131,9 +129,9 @@ class Slot:
     async def _open(self, incoming: Incoming, number: str) -> None:
         files = checked_files(incoming.arguments.get("files"))
         name, cleanup = text_of(incoming.arguments, "name"), bool(incoming.arguments.get("cleanup", True))
-        missing = [file.name for file in files if not self._store.has(file.blob)]
+        missing = self._store.missing(files)
         if missing:
-            raise SetupFailed(f"{len(missing)} files of {name} have not arrived, {missing[0]} for one: offer them again")
+            raise SetupFailed(f"{missing[0]} (of {len(missing)} files) of {name} has not arrived: call setup again")
         async with self._placing:
             worker = await self._worker_for(incoming.peer, number, files)
             before = worker.computations.get(number)
@@ -149,12 +147,11 @@ class Slot:
     async def _worker_for(self, client: Greeting, number: str, files: list[Shipped]) -> Worker:
         """The worker for a computation: one that serves the client already, first the one that has it, or a warm one."""
         here = self._here()
-        mine = sorted((worker for worker in here if worker.serves(client)), key=lambda worker: number not in worker.computations)
-        for worker in mine:
-            if not worker.conflicts(files):
-                return worker
+        fit = [worker for worker in here if worker.serves(client) and not worker.conflicts(number, files)]
+        if fit:
+            return min(fit, key=lambda worker: number not in worker.computations)
         if len(here) >= WORKERS_PER_SLOT:
-            raise SetupFailed(f"{WORKERS_PER_SLOT} clients or versions share this slot already: close one, or take another slot")
+            raise SetupFailed(f"this slot has {WORKERS_PER_SLOT} workers, for as many clients: close one, or take another slot")
         worker = await self._workers.adopt(client, self._number)
         self._weigh()
         return worker

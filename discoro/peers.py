@@ -82,7 +82,7 @@ class Peers:
             return link
         if not addresses:
             raise Unreachable(f"no link to birth {birth:016x}, and no address of it is known")
-        link = self._new_link(birth, secrets.randbits(63) + 1, addresses)
+        link = self._new_link(birth, addresses)
         self._settle(link)
         return link
 
@@ -225,7 +225,7 @@ class Peers:
 
     def _greeted(self, connection: int, theirs: Greeting) -> None:
         link = self._links.get(theirs.birth)
-        if theirs.resume and (link is None or link.session != theirs.session):
+        if theirs.resume and (link is None or link.session != theirs.resume):
             self.wire.send(connection, messages.encode_gone(theirs.session))
             self.wire.drop(connection, flush=True)
             return
@@ -236,7 +236,7 @@ class Peers:
         if link is None:
             if len(self._links) >= MAX_LINKS:
                 return self._refuse(connection, "full", f"{self.me.name} has {MAX_LINKS} links and takes no more")
-            link = self._new_link(theirs.birth, theirs.session, theirs.addresses)
+            link = self._new_link(theirs.birth, theirs.addresses)
         self._by_connection[connection] = link
         link.hello(connection, theirs, self._loop.time())
         self._settle(link)
@@ -261,7 +261,7 @@ class Peers:
         link = self._by_connection.get(connection)
         log.warning("! %s broke the protocol: %s", link or f"connection {connection}", error)
         if link is not None:
-            self.wire.send(connection, messages.encode_bye(link.session, f"you broke the protocol: {error}"))
+            self.wire.send(connection, messages.encode_bye(link.peer_session, f"you broke the protocol: {error}"))
             link.lose(f"it broke the protocol: {error}")
             self._settle(link)
         else:
@@ -269,8 +269,8 @@ class Peers:
 
     # -------------------------------------------------------------- doing what links decide
 
-    def _new_link(self, birth: int, session: int, addresses: Sequence[str]) -> Link:
-        link = Link(self.me, session, self._loop.time(), birth=birth, addresses=addresses, **self._timeouts)
+    def _new_link(self, birth: int, addresses: Sequence[str]) -> Link:
+        link = Link(self.me, secrets.randbits(63) + 1, self._loop.time(), birth=birth, addresses=addresses, **self._timeouts)
         self._links[birth] = link
         return link
 

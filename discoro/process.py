@@ -30,8 +30,8 @@ class Child:
 
     Made inside a running event loop; the thread that makes it must live as long as the child may (see `Parent.end_with`).
     `told` reaches it through its standard input, so that no list of processes shows it. `on_output` is called with what it
-    writes on standard output, `with_errors` on standard error too. `ended` is set to its status, as subprocess has it; wait for it with `asyncio.wait`, which leaves it alone. Raises
-    OSError where it cannot be started.
+    writes on standard output, and `with_errors` on standard error. `ended` is set to its status, as subprocess has it; wait
+    for it with `asyncio.wait`, which leaves it alone. Raises OSError where it cannot be started.
 
     It is no asyncio.subprocess: the `wait` of that also waits until nobody holds the pipes any more (Python 3.11.7 to 3.13), so
     that a process started by the child would hide the child's end.

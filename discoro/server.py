@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import tempfile
+import traceback
 import types
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -298,7 +299,8 @@ def _call(body: Sequence[Part], namespace: payload.Namespace, failed: type[Disco
     try:
         func(*args, **kwargs)
     except BaseException as error:  # the user's own, SystemExit too: it goes back to the one who sent the function
-        raise failed(f"func {func.__name__} of {when} raised {type(error).__name__}: {error}") from error
+        said = "".join(traceback.format_exception_only(error)).strip()  # which takes errors whose own str() fails
+        raise failed(f"func {func.__name__} of {when} raised {said}") from error
 
 
 def unload(files: Iterable[Path]) -> None:

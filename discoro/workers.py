@@ -87,9 +87,10 @@ class Worker:
         """Whether it is this client's, and goes on."""
         return self.client is not None and self.client.birth == client.birth and not self.ending and not self.gone.done()
 
-    def conflicts(self, files: Iterable[Shipped]) -> bool:
-        """Whether a file name stands for another content here already."""
-        return any(held.files.get(f.name, f.blob.digest) != f.blob.digest for held in self.computations.values() for f in files)
+    def conflicts(self, number: str, files: Iterable[Shipped]) -> bool:
+        """Whether a file name stands for another content here already, in another computation than `number`."""
+        others = [held.files for each, held in self.computations.items() if each != number]
+        return any(other.get(file.name, file.blob.digest) != file.blob.digest for other in others for file in files)
 
 
 class Output:
@@ -237,7 +238,8 @@ class Workers:
         except OSError as error:  # no more processes, no such directory, …
             self._died(f"could not be started: {error}")
             return
-        await asyncio.wait([worker.ready, worker.gone], timeout=READY_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [worker.ready, worker.gone]
+        await asyncio.wait(either, timeout=READY_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         if worker.gone.done():
             return  # which was counted
         if not worker.ready.done():

@@ -10,14 +10,13 @@ async def double(n):
 
 
 async def main():
-    async with discoro.Mesh() as mesh:
+    async with discoro.Mesh():
         server = await discoro.Coro.locate("discoro_server")
         computation = discoro.Computation(double)
         await computation.setup(server)
         remotes = [await computation.run(server, n) for n in range(5)]
         print(await asyncio.gather(*(remote.result() for remote in remotes)))
         await computation.close(server)
-        print(mesh)
 
 
 asyncio.run(main())

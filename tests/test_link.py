@@ -418,6 +418,15 @@ def test_unreachable_for_peer_timeout_counted_from_the_break() -> None:
     assert link.lost_because.startswith("unreachable for 15 s (heartbeat lost): tried a:1 (timed out)")
 
 
+def test_what_came_of_dials_before_the_link_opened_is_not_told_at_its_loss() -> None:
+    link = greeted(addresses=("a:1", "b:1"))
+    link.ended_connection(2, NOW, "old trouble")
+    link.welcome(1, from_peer(), NOW)
+    link.ended_connection(1, NOW, "broke")
+    link.handle_timer(NOW + 15)
+    assert link.lost_because == "unreachable for 15 s (broke)"
+
+
 def test_where_the_peer_lived_a_refusal_ends_the_link_at_once() -> None:
     link = opened()
     link.ended_connection(1, NOW, "broke")
@@ -866,8 +875,8 @@ def test_a_piece_behind_a_small_operation_waits_where_the_window_has_room_for_on
     for _ in range(rules.WINDOW_FRAMES - 1):
         link.send(message("x"))
         link.actions(NOW)
-    link.send(message("last"))
     link.send(large(300_000))
+    link.send(message("last"))
     assert [frame.number for frame in frames(link.actions(NOW))] == [rules.WINDOW_FRAMES]
 
 

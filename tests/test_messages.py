@@ -106,7 +106,7 @@ BAD_FRAMES: dict[str, list[bytes]] = {
     "half a string": [b"\xdb\x7f\xff\xff\xff" + b"x" * 100],
     "text that is not UTF-8": [b"\x93\x06\x01\xa1\xff"],
     "nested without end": [b"\x91" * 100_000],
-    "nested as deep as msgpack goes": [b"\x93\x05" + b"\x91" * 900 + b"\x01\x01"],
+    "nested as deep as msgpack goes": [b"\x93\x05" + b"\x91" * 1020 + b"\x01\x01"],
     "a list as a key": [b"\x92\x07\x81\x90\x01"],
     "an extension": [b"\x92\x07\xd4\x05a"],
     "a broken timestamp": [b"\x92\x07\xd7\xff" + b"\xff" * 8],

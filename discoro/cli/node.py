@@ -35,8 +35,9 @@ SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a node until it is told to stop; the exit status."""
     options = parser().parse_args(arguments)
-    level = logging.DEBUG if options.debug else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s  %(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s  %(message)s", stream=sys.stderr)
+    if options.debug:
+        logging.getLogger("discoro").setLevel(logging.DEBUG)
     try:
         return asyncio.run(run(options))
     except ConfigError as error:
@@ -104,10 +105,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-c", "--cpus", type=int, default=0, metavar="N", help="slots: N; 0: one for each processor; -N: all but N")
     p.add_argument("-n", "--name", help="name of this node (default: the host's name)")
     p.add_argument("--cluster", default="default", help="only members of the same cluster meet (default: default)")
-    p.add_argument("--dest-path", "--dest_path", type=Path, metavar="DIR", help="where received files go (or DISCORO_DEST_PATH)")
-    p.add_argument(
-        "--max-file-size", "--max_file_size", type=size_of, default=0, metavar="SIZE", help="largest file taken: 20m, 1g (0: any)"
-    )
+    p.add_argument("--dest-path", "--dest_path", type=Path, metavar="DIR", help="where files go (or DISCORO_DEST_PATH)")
+    size = "largest file taken: 20m, 1g (default 0: any)"
+    p.add_argument("--max-file-size", "--max_file_size", type=size_of, default=0, metavar="SIZE", help=size)
     p.add_argument("-d", "--debug", action="store_true", help="log every step")
     p.add_argument("--json-ready", action="store_true", help="print one line of JSON on standard output when ready")
     p.add_argument("--version", action="version", version=f"discoro {VERSION}")
@@ -141,7 +141,7 @@ def add_network(group: Any) -> None:
 def add_trust(group: Any) -> None:
     group.add_argument("--key-file", "--key_file", metavar="FILE", help="cluster key, made if missing (or DISCORO_KEY_FILE)")
     group.add_argument("-s", "--secret", help="derive the key from this passphrase instead")
-    group.add_argument("--certfile", metavar="FILE", help="with --keyfile: a pair shared by the group, used as its key (not TLS)")
+    group.add_argument("--certfile", metavar="FILE", help="with --keyfile: a pair that the group shares, as its key (not TLS)")
     group.add_argument("--keyfile", metavar="FILE", help="the private key of --certfile")
     group.add_argument("--open", action="store_true", help="no key: whoever reaches this machine can run code on it")
 
@@ -229,14 +229,14 @@ def told(node: Node) -> Iterator[tuple[str, str]]:
     workers = f"workers {options.port + 1} to {options.port + PORT_RANGE}" if options.port else "workers any free ones"
     mdns = "" if mesh.interfaces.loopback_only or not mesh.options.mdns else "; mDNS UDP 5353"
     yield "ports", f"TCP {mesh.addresses[0].rpartition(':')[2]}, {workers}{mdns}"
-    yield "trust", f"{red('OPEN')}: whoever reaches these addresses runs code here" if mesh.security.open else mesh.security.origin
+    is_open = f"{red('OPEN')}: whoever reaches these addresses can run code here"
+    yield "trust", is_open if mesh.security.open else mesh.security.origin
 
 
 def wrapped(heading: str, text: str, columns: int) -> list[str]:
     """One row of the banner, in lines that fit; what cannot be divided, such as a path, is left whole."""
-    first, rest = f"  {heading:10}", " " * 12
-    width = max(columns, 40)
-    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False)
+    wrapper = textwrap.TextWrapper(max(columns, 40), f"  {heading:10}", " " * 12, break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(text)
 
 
 def red(text: str) -> str:

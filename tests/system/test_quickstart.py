@@ -1,6 +1,7 @@
 """`bin/quickstart` in a copy of the checkout, as on a fresh machine: it works, again and faster, and leaves nothing behind.
 
-The copy has a home and a folder for temporary files of its own, which must stay empty. Needs a package index, as `bin/test` did.
+The copy has a home and a folder for temporary files of its own, which must stay empty.
+Needs a package index, as `bin/test` did.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Clone:
     def environment(self) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "PYTHON", "DISCORO_"))}
         own.pop("PIP_CACHE_DIR", None)
-        return {**own, "HOME": str(self.home), "TMPDIR": str(self.tmp), "COLUMNS": "", "TERM": "xterm"}
+        rustup = str(self.path.parent / "rustup")  # pip asks rustc for its version, and rustup's writes a file at that
+        return {**own, "HOME": str(self.home), "TMPDIR": str(self.tmp), "RUSTUP_HOME": rustup, "COLUMNS": "", "TERM": "xterm"}
 
     def tracked(self) -> dict[str, tuple[int, int]]:
         """Everything in the copy but its ignored folder: size and time of change."""
@@ -233,6 +235,8 @@ def test_workers_that_die_fail_it_with_a_clear_line(started: Clone, terminal: Te
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     shutil.copytree(ROOT / "bin", clone / "bin")
+    for name in ("setup.cfg", "pyproject.toml"):
+        shutil.copy(ROOT / name, clone)
     (clone / ".discoro").write_text("no folder")
     done = subprocess.run([clone / "bin" / "quickstart"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 69
