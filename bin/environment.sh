@@ -1,8 +1,8 @@
 # The virtual environments of this checkout; read by bin/test and bin/quickstart, not started by itself.
 #
 # Everything lives in one ignored folder, .discoro: environments, pip's cache and temporary files, compiled Python. Nothing
-# outside it is touched. environment NAME EXTRAS makes .discoro/NAME with discoro and its extras ("" for none) once, and again only
-# when the Python, the place of the checkout, setup.cfg or pyproject.toml changed. Needs $root, the checkout.
+# outside it is touched. environment NAME EXTRAS makes .discoro/NAME with discoro and its extras ("" for none) once, and
+# again only when the Python, the place of the checkout, setup.cfg or pyproject.toml changed. Needs $root, the checkout.
 
 state=$root/.discoro
 PIP_CACHE_DIR=$state/pip-cache

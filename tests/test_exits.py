@@ -1,0 +1,231 @@
+"""How coroutines end, by itself: every waiter and monitor is told once, however the end is learnt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from discoro import exits as rooms
+from discoro import payload
+from discoro.coro import CoroRef, Outcome
+from discoro.errors import CoroEnded, NoSuchCoro, PeerLost, Timeout, WorkerLost
+from discoro.exits import Exits
+from discoro.messages import Exit
+from discoro.requests import Answer
+from tests.support import moved_clock
+
+HERE, THERE = 1, 2
+
+
+def ref(birth: int, number: int = 7) -> CoroRef:
+    return CoroRef(f"{birth:016x}", 1, birth, number, "n")
+
+
+class Around:
+    """A mesh of a few lines: what runs here, what others answer to watch, which notices were posted."""
+
+    def __init__(self) -> None:
+        self.running: set[int] = set()
+        self.posted: list[tuple[Any, Exit]] = []
+        self.answer: Any = Answer("running", ())
+        self.asked = 0
+
+    def runs(self, coro_id: int) -> bool:
+        return coro_id in self.running
+
+    def post_exit(self, link: Any, operation: Exit) -> None:
+        self.posted.append((link, operation))
+
+    async def request(self, to: CoroRef, verb: str, arguments: dict[str, Any]) -> Answer:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        answer: Answer = self.answer
+        return answer
+
+
+class Observer:
+    def __init__(self, done: bool = False) -> None:
+        self.done = done
+        self.notices: list[Any] = []
+
+    def notify(self, observed: CoroRef, outcome: Outcome) -> None:
+        self.notices.append((observed, outcome.reason))
+
+
+def with_exits(test: Callable[[Exits, Around], Awaitable[None]]) -> None:
+    async def body() -> None:
+        around = Around()
+        await test(Exits(HERE, around), around)
+
+    moved_clock.run(body)
+
+
+def packed(value: Any) -> Outcome:
+    return Outcome("normal", body=payload.pack(value))
+
+
+class Linked:
+    def __init__(self, birth: int) -> None:
+        self.birth = birth
+
+
+def link(birth: int = THERE) -> Any:
+    return Linked(birth)
+
+
+def coro(number: int) -> Any:
+    return SimpleNamespace(ref=ref(HERE, number))
+
+
+def test_everybody_who_waits_is_told_once() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        observer, gone = Observer(), Observer(done=True)
+        waiting = [asyncio.ensure_future(exits.result(ref(THERE), None)) for _ in range(3)]
+        for each in (observer, gone):
+            await exits.monitor(each, ref(THERE))  # type: ignore[arg-type]
+        exits.settle((THERE, 7), packed("value"))
+        exits.settle((THERE, 7), packed("again"))
+        assert [await each for each in waiting] == ["value"] * 3
+        assert observer.notices == [(ref(THERE), "normal")]
+        assert gone.notices == []
+
+    with_exits(test)
+
+
+def test_an_end_that_overtakes_the_question_is_not_lost() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        waiting = asyncio.ensure_future(exits.result(ref(THERE), 5))
+        await asyncio.sleep(0)  # it has asked, and the answer is not there yet
+        exits.settle((THERE, 7), packed("early"))
+        assert await waiting == "early"
+        assert not exits.still_runs(ref(THERE))
+
+    with_exits(test)
+
+
+def test_a_coroutine_that_we_created_is_not_asked_about() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        exits.expect(ref(THERE))
+        assert exits.still_runs(ref(THERE))
+        waiting = asyncio.ensure_future(exits.result(ref(THERE), 5))
+        await asyncio.sleep(0)
+        exits.settle((THERE, 7), packed(1))
+        assert (await waiting, around.asked) == (1, 0)
+        exits.expect(ref(THERE))  # told late: it has ended
+        assert not exits.still_runs(ref(THERE))
+
+    with_exits(test)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (Answer(["unknown", ""], ()), NoSuchCoro),
+        (Answer(["terminated", "was ended"], ()), CoroEnded),
+        (Answer("nonsense", ()), NoSuchCoro),
+        (PeerLost("gone"), PeerLost),
+        (WorkerLost("killed"), WorkerLost),
+    ],
+)
+def test_what_the_other_side_answers_is_what_the_asker_gets(answer: Any, error: type[Exception]) -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        around.answer = answer
+        with pytest.raises(error):
+            await exits.result(ref(THERE), 5)
+
+    with_exits(test)
+
+
+def test_a_lost_link_settles_its_own_coroutines_and_keeps_nothing() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        lost, kept = Observer(), Observer()
+        await exits.monitor(lost, ref(THERE))  # type: ignore[arg-type]
+        await exits.monitor(kept, ref(3))  # type: ignore[arg-type]
+        exits.link_lost(link(), PeerLost("cut"))
+        assert (lost.notices, kept.notices) == ([(ref(THERE), "peer lost")], [])
+        around.answer = Answer(["normal", ""], payload.pack("it lived on"))
+        assert await exits.result(ref(THERE), 5) == "it lived on"
+
+    with_exits(test)
+
+
+def test_waiting_in_vain_leaves_nothing() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        with pytest.raises(Timeout, match="n/1/7 had not ended after 2 s"):
+            await exits.result(ref(THERE), 2)
+        assert not exits._waiters
+
+    with_exits(test)
+
+
+def test_a_monitor_that_cannot_ask_leaves_nothing() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        around.answer = ValueError("a bug")
+        with pytest.raises(ValueError, match="a bug"):
+            await exits.monitor(Observer(), ref(THERE))  # type: ignore[arg-type]
+        assert not exits._monitors
+
+    with_exits(test)
+
+
+# ------------------------------------------------------------------ coroutines of this process
+
+
+def test_links_that_watch_are_told_and_lost_ones_are_not() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        first, second = link(2), link(3)
+        for each in (first, second, first):
+            exits.watched_by(7, each)
+        exits.link_lost(second, PeerLost("gone"))
+        assert exits.is_awaited(7)
+        exits.ended(coro(7), Outcome("normal", [1]))
+        [(told, operation)] = around.posted
+        assert told is first
+        assert (operation.coro, operation.reason, payload.unpack(operation.body)) == (7, "normal", [1])
+        assert await exits.result(ref(HERE), 1) == [1]
+
+    with_exits(test)
+
+
+def test_watching_answers_running_ended_or_unknown() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        def watch(number: int) -> Any:
+            answers: list[Any] = []
+            incoming = SimpleNamespace(coro=number, reply=lambda value, body=(): answers.append((value, body)))
+            exits.on_watch(incoming, link())  # type: ignore[arg-type]
+            return answers[0]
+
+        around.running = {1}
+        assert watch(1)[0] == "running"
+        around.running = set()
+        exits.ended(coro(1), Outcome("normal", 5))
+        assert len(around.posted) == 1
+        value, body = watch(1)
+        assert (value, payload.unpack(body)) == (["normal", ""], 5)
+        assert watch(9)[0] == ["unknown", ""]
+
+    with_exits(test)
+
+
+def test_kept_outcomes_are_bounded_in_number_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "KEPT_OUTCOMES", 3)
+    monkeypatch.setattr(rooms, "KEPT_BYTES", 1000)
+
+    async def test(exits: Exits, around: Around) -> None:
+        for number in range(5):
+            exits.settle((HERE, number), Outcome("normal", number))
+        with pytest.raises(NoSuchCoro):
+            await exits.result(ref(HERE, 1), 1)
+        assert await exits.result(ref(HERE, 2), 1) == 2
+        for number in range(5, 8):
+            exits.settle((HERE, number), packed(bytes(700)))
+        assert list(exits._outcomes) == [(HERE, 7)]
+        assert 700 <= exits._bytes <= 1000
+
+    with_exits(test)
