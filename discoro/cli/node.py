@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from discoro.discovery import LABEL_LIMIT
 from discoro.errors import ConfigError, PortTaken
 from discoro.finding import BASE_PORT
 from discoro.mesh import VERSION
@@ -29,6 +31,7 @@ from discoro.security import Security
 
 UNAVAILABLE, CONFIG = 69, 78
 GRACE = 4.0  # seconds from the end of the program that we are a child of to a hard end; in order it takes 3 at most
+HOST = re.compile(r"[\w.-]{1,253}|\[[0-9a-fA-F:.]+\]")
 SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -40,9 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger("discoro").setLevel(logging.DEBUG)
     try:
         return asyncio.run(run(options))
+    except PortTaken as error:
+        say(f"discoro-node: {error} (-p)")
+        return UNAVAILABLE
     except ConfigError as error:
         say(f"discoro-node: {error}")
-        return UNAVAILABLE if isinstance(error, PortTaken) else CONFIG
+        return CONFIG
     except KeyboardInterrupt:  # before anything was begun, or after all was ended
         return 130
 
@@ -103,8 +109,8 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     p.add_argument("-c", "--cpus", type=int, default=0, metavar="N", help="slots: N; 0: one for each processor; -N: all but N")
-    p.add_argument("-n", "--name", help="name of this node (default: the host's name)")
-    p.add_argument("--cluster", default="default", help="only members of the same cluster meet (default: default)")
+    p.add_argument("-n", "--name", type=name_of, help="name of this node (default: the host's name)")
+    p.add_argument("--cluster", type=name_of, default="default", help="only members of the same cluster meet (default: default)")
     p.add_argument("--dest-path", "--dest_path", type=Path, metavar="DIR", help="where files go (or DISCORO_DEST_PATH)")
     size = "largest file taken: 20m, 1g (default 0: any)"
     p.add_argument("--max-file-size", "--max_file_size", type=size_of, default=0, metavar="SIZE", help=size)
@@ -125,7 +131,12 @@ def add_network(group: Any) -> None:
         metavar="ADDR",
         help="address or host name to listen on and to advertise (repeat; default: all usable ones)",
     )
-    group.add_argument("--ext-ip-addr", "--ext_ip_addr", metavar="ADDR", help="address that others reach us at, behind a NAT")
+    group.add_argument(
+        *("--ext-ip-addr", "--ext_ip_addr"),
+        type=host_of,
+        metavar="ADDR",
+        help="address or host name that others reach us at, behind a NAT that forwards the ports",
+    )
     group.add_argument(
         *("-p", "--port", "-u", "--urp_port", "--udp_port", "--udp-port"),
         type=port_of,
@@ -174,6 +185,18 @@ def port_of(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) > 65535 - PORT_RANGE:
         raise argparse.ArgumentTypeError(f"{text!r} is no base port: 0 to {65535 - PORT_RANGE}, workers take those above it")
     return int(text)
+
+
+def name_of(text: str) -> str:
+    if not 0 < len(text.encode()) <= LABEL_LIMIT or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is no name: 1 to {LABEL_LIMIT} bytes that can be printed, as mDNS takes them")
+    return text
+
+
+def host_of(text: str) -> str:
+    if not HOST.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is no host: write an address or a name, an IPv6 address in []; no port")
+    return text
 
 
 def default_dest_path() -> Path:
