@@ -22,6 +22,7 @@ BASE_PORT = 24_200  # below 32768, where the ports begin that Linux hands out by
 INQUIRE_TIMEOUT = 3.0  # seconds
 AGAIN_FIRST, AGAIN_MOST = 0.2, 5.0  # seconds between dials of an address that was given by hand, doubled each time
 MAX_UNUSABLE = 100  # processes that were heard of and cannot be used, kept for the text of NoNodes
+MAX_HEARD = 1000  # advertised nodes whose names are kept
 MAX_TOLD = 1000  # nodes that one peer may tell of at once
 
 
@@ -44,6 +45,7 @@ class Finding:
         self._mdns = mdns
         self._open = is_open
         self._unusable: dict[str, str] = {}
+        self._heard_of: dict[int, str] = {}  # births, and the names they were advertised under
         self._discovery = Discovery(self._found, interfaces if mdns else Interfaces((), ()))
 
     async def start(self) -> None:
@@ -90,6 +92,10 @@ class Finding:
                 case _:
                     raise ProtocolError("meet with something that is no node")
 
+    def name_of(self, birth: int) -> str:
+        """What a process that was never linked is called, as far as anybody said."""
+        return self._heard_of.get(birth, f"birth {birth:016x}")
+
     def not_usable(self, who: str, why: str) -> None:
         """Say once, and keep for `why_none`, that somebody was heard of and why that does not help."""
         if self._unusable.get(who) != why and len(self._unusable) < MAX_UNUSABLE:
@@ -106,6 +112,8 @@ class Finding:
         birth = int(advert.node, 16)
         if birth == self._dialler.me.birth or self._dialler.linked(birth):
             return
+        if len(self._heard_of) < MAX_HEARD:
+            self._heard_of[birth] = advert.name
         why = self._unfit(advert)
         if why:
             where = advert.addresses[0] if advert.addresses else "no address"

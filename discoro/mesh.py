@@ -317,7 +317,7 @@ class Mesh:
 
     def lost(self, link: Link) -> None:
         """A link ended: everybody who waits for that process is told, once, with the reason."""
-        who = f"{link.peer.name}/{link.peer.pid}" if link.peer else f"birth {link.birth:016x}"
+        who = self._name_of(link)
         error = self._dead.get(link.birth) or (PeerLost if link.opened else Unreachable)(f"{who}: {link.lost_because}")
         self._say_lost(link, who, error)
         if link.certain:
@@ -332,6 +332,11 @@ class Mesh:
         if link.peer is not None:
             for tell in list(self.on_peer_lost):
                 tell(link.peer, str(error))
+
+    def _name_of(self, link: Link) -> str:
+        if link.peer is not None:
+            return f"{link.peer.name}/{link.peer.pid}"
+        return self.finding.name_of(link.birth) if self.finding is not None else f"birth {link.birth:016x}"
 
     def _say_lost(self, link: Link, who: str, error: DiscoroError) -> None:
         in_order = link.state is State.CLOSED or isinstance(error, WorkerLost)

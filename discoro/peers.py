@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from discoro.security import Security
 
 log = logging.getLogger("discoro.peers")
+_ADDRESS = re.compile(r"^\S+:\d+: ")
 
 MAX_LINKS = 4096  # far above what one process uses; bounds what authenticated peers can make us keep
 
@@ -151,6 +153,7 @@ class Peers:
             self._settle(link)
 
     def ended(self, connection: int, how: Ended, detail: str) -> None:
+        detail = _ADDRESS.sub("", detail)  # it stands beside it wherever this is printed
         inquiry = self._inquiries.pop(connection, None)
         if inquiry is not None and not inquiry.done():
             inquiry.set_exception((Refused if how is Ended.DENIED else Unreachable)(detail))
