@@ -228,14 +228,14 @@ class Peers:
 
     def _greeted(self, connection: int, theirs: Greeting) -> None:
         link = self._links.get(theirs.birth)
-        if theirs.resume and (link is None or link.session != theirs.resume):
-            self.wire.send(connection, messages.encode_gone(theirs.session))
-            self.wire.drop(connection, flush=True)
-            return
-        if link is not None and link.begun_anew(theirs):
+        known = link is not None and theirs.resume in (0, link.session)
+        if link is not None and known and link.begun_anew(theirs):
             link.lose("the peer ended the link")
             self._settle(link)
             link = None
+        if theirs.resume and (link is None or not known):
+            self._dismiss(connection, messages.encode_gone(theirs.session))
+            return
         if link is None:
             if len(self._links) >= MAX_LINKS:
                 return self._refuse(connection, "full", f"{self.me.name} has {MAX_LINKS} links and takes no more")
@@ -256,8 +256,16 @@ class Peers:
 
     def _refuse(self, connection: int, code: str, text: str) -> None:
         log.warning("! refused a greeting: %s", text)
-        self.wire.send(connection, messages.encode_refused(code, text))
+        self._dismiss(connection, messages.encode_refused(code, text))
+
+    def _dismiss(self, connection: int, answer: list[Part]) -> None:
+        """The last word over a connection. A peer that greets twice may have a link on it, which must hear of its end."""
+        self.wire.send(connection, answer)
         self.wire.drop(connection, flush=True)
+        link = self._by_connection.pop(connection, None)
+        if link is not None:
+            link.ended_connection(connection, self._loop.time(), "a second greeting over it was refused")
+            self._settle(link)
 
     def _cut(self, connection: int, error: ProtocolError) -> None:
         """A peer broke the protocol: it is told and cut off; a link with it is over, since what it meant is unknown."""
