@@ -317,7 +317,7 @@ class Link:
         self._tried.clear()
         self.connection, self.peer, self.peer_session = connection, theirs, theirs.session
         if theirs.addresses:
-            self.addresses = _first(self._lived_at, theirs.addresses)
+            self.addresses = _first(self._lived_at, worth_dialling(self.me.addresses, theirs.addresses))
         self.refused_code = self._refusal = ""
         self._redial_delay = REDIAL_FIRST
         self.outbox.resume(theirs.received)
@@ -359,6 +359,7 @@ class Link:
         if self._held:
             return  # it greets us at this very moment
         if address == self._lived_at:
+            self.certain = True
             self._end(State.LOST, f"ended: {address}: {why}")
         elif self._give_up is not None:
             self._give_up = min(self._give_up, now + REFUSED_GRACE)
@@ -457,6 +458,21 @@ class Link:
         if state not in TRANSITIONS[self.state]:
             raise AssertionError(f"a link cannot go from {self.state.value} to {state.value}")
         self.state = state
+
+
+def worth_dialling(mine: Sequence[str], theirs: Sequence[str]) -> list[str]:
+    """A peer's addresses without its loopback ones, unless it is on this machine: here they would lead to somebody else.
+
+    A peer is on this machine if it has an address of ours, or none but loopback.
+    """
+    beyond = [address for address in theirs if not _is_loopback(address)]
+    hosts = {address.rpartition(":")[0] for address in mine}
+    here = not beyond or any(address.rpartition(":")[0] in hosts for address in beyond)
+    return list(theirs) if here else beyond
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith(("127.", "[::1]", "localhost:"))
 
 
 def _first(address: str, addresses: Sequence[str]) -> tuple[str, ...]:

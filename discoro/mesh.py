@@ -187,7 +187,7 @@ class Mesh:
         """Listen on every usable address, and on loopback for the processes of this machine."""
         hosts = [address for _, address in self.interfaces.usable]
         loopback = [] if any(host in ("127.0.0.1", "::1") for host in hosts) else ["127.0.0.1"]
-        bound = transport.listen([*hosts, *loopback], self._place.ports)
+        bound: list[str] = transport.listen([*hosts, *loopback], self._place.ports)
         if self.options.ext_ip_addr:  # behind a NAT that forwards the port: this is where others reach us
             return [f"{self.options.ext_ip_addr}:{bound[0].rpartition(':')[2]}", *bound]
         return bound

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from discoro import messages
 from discoro.errors import PeerLost, ProtocolError, Refused, Unreachable
-from discoro.link import Action, Dial, Drop, Link, Send, SendGreeting, State, refusal
+from discoro.link import Action, Dial, Drop, Link, Send, SendGreeting, State, refusal, worth_dialling
 from discoro.messages import Greeting, Operation, Part
 from discoro.transport import Ended
 
@@ -84,7 +84,7 @@ class Peers:
             return link
         if not addresses:
             raise Unreachable(f"no link to birth {birth:016x}, and no address of it is known")
-        link = self._new_link(birth, addresses)
+        link = self._new_link(birth, worth_dialling(self.me.addresses, addresses))
         self._settle(link)
         return link
 
@@ -173,7 +173,9 @@ class Peers:
             self._answered(self._inquiries[connection], self._verified(frame.mac, frame.greeting))
             return
         if isinstance(frame, messages.RefusedFrame) and connection in self._inquiries:
-            self._inquiries[connection].set_exception(Refused(frame.text))
+            inquiry = self._inquiries[connection]
+            if not inquiry.done():
+                inquiry.set_exception(Refused(frame.text))
             return
         link = self._by_connection.get(connection)
         if link is not None:  # else: the rest of a conversation that is over
@@ -240,6 +242,10 @@ class Peers:
             if len(self._links) >= MAX_LINKS:
                 return self._refuse(connection, "full", f"{self.me.name} has {MAX_LINKS} links and takes no more")
             link = self._new_link(theirs.birth, theirs.addresses)
+        before = self._by_connection.get(connection)
+        if before is not None and before is not link:  # somebody else greets over it now
+            before.ended_connection(connection, self._loop.time(), f"{theirs.name} greeted over its connection")
+            self._settle(before)
         self._by_connection[connection] = link
         link.hello(connection, theirs, self._loop.time())
         self._settle(link)

@@ -20,7 +20,7 @@ import pytest
 from discoro import link as rules
 from discoro import messages
 from discoro.errors import ProtocolError
-from discoro.link import TRANSITIONS, Action, Dial, Drop, Link, Outbox, Send, SendGreeting, State, refusal
+from discoro.link import TRANSITIONS, Action, Dial, Drop, Link, Outbox, Send, SendGreeting, State, refusal, worth_dialling
 from discoro.messages import Ack, Bye, Data, Exit, Greeting, Hold, Message, Operation, Reply, Request
 from tests.support.link_pair import CONNECT_TIMEOUT, Network, Process, greeting, two
 
@@ -1103,3 +1103,17 @@ def test_whatever_ends_a_link_ends_both_sides_and_every_message_is_delivered_or_
     assert [link.state for link in alive] in ([], [State.OPEN] * 2), f"seed {seed}: {alive}"
     reasons = [link.lost_because for link in low.ended_links + high.ended_links]
     assert all(reasons) and not any("protocol" in reason for reason in reasons), f"seed {seed}: {reasons}"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "dialled"),
+    [
+        (["10.0.0.2:5", "127.0.0.1:5"], ["10.0.0.2:5"]),
+        (["10.0.0.1:5", "127.0.0.1:5"], ["10.0.0.1:5", "127.0.0.1:5"]),
+        (["127.0.0.1:5"], ["127.0.0.1:5"]),
+        (["[fd00::2]:5", "[::1]:5"], ["[fd00::2]:5"]),
+        ([], []),
+    ],
+)
+def test_loopback_addresses_of_another_machine_are_not_dialled(theirs: list[str], dialled: list[str]) -> None:
+    assert worth_dialling(["10.0.0.1:1", "127.0.0.1:1"], theirs) == dialled

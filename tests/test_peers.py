@@ -316,3 +316,16 @@ def test_a_bug_above_neither_hides_nor_takes_the_rest_of_a_frame_along() -> None
         assert link.state is State.OPEN
 
     with_peers(test)
+
+
+def test_a_second_birth_over_one_connection_leaves_the_first_without_it() -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        first = peers.get(THEM.birth)
+        assert first is not None
+        peers.received(1, hello(THEM._replace(session=8, birth=0xCC)))
+        assert first.state is not State.OPEN
+        peers.received(1, data(peers, Message(5, (b"x",)), birth=0xCC))
+        assert recorder.told[-1] == Message(5, (b"x",))
+
+    with_peers(test)
