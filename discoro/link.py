@@ -12,25 +12,18 @@ acknowledged.
 from __future__ import annotations
 
 import enum
-import itertools
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from discoro import messages
 from discoro.errors import ProtocolError
-from discoro.messages import Data, Greeting, Operation, Part, Piece, Wire
+from discoro.messages import Data, Greeting, Operation, Part, Piece
+from discoro.outbox import WINDOW_FRAMES, Outbox
 
-WINDOW_FRAMES = 256  # unacknowledged frames: what a resumption sends again
-WINDOW_BYTES = 8 * messages.MIB  # and what they may hold in memory
-PIECES_BYTES = 4 * messages.MIB  # pieces in flight: the rest of the window stays for small operations
 ACK_DELAY = 0.02  # seconds an acknowledgement may wait for a frame to travel with
 ACK_FRAMES = WINDOW_FRAMES // 4  # received frames after which it does not wait
 ACK_BYTES = 1 * messages.MIB  # and received bytes
-STREAMS = 8  # large operations whose pieces alternate
-QUEUE_OPERATIONS = 100_000  # waiting to be sent, past which `has_room` is false: 64-byte messages, some 30 MB
-QUEUE_BYTES = 64 * messages.MIB
-LARGEST_FRAME = messages.PIECE_SIZE + messages.MAX_FIELDS + 16 * messages.KIB  # a first piece, its fields and sizes
 GREETING_TIMEOUT = 3.0  # seconds for a welcome; as long as libzmq's own handshake may take
 REDIAL_FIRST, REDIAL_MOST = 0.05, 2.0  # seconds between dials; doubled each time; at once after a connection of use
 REFUSED_GRACE = 3.0  # seconds until an address that refuses, where the peer was never met, counts as its end
@@ -478,153 +471,3 @@ def _is_loopback(address: str) -> bool:
 def _first(address: str, addresses: Sequence[str]) -> tuple[str, ...]:
     """The addresses, beginning with the one that worked."""
     return (address, *(a for a in addresses if a != address)) if address else tuple(addresses)
-
-
-class _Sent(NamedTuple):
-    number: int
-    wires: list[Wire]
-    size: int
-    pieces: bool
-
-
-class Outbox:
-    """What waits to be sent on one link, and what was sent and waits for its acknowledgement.
-
-    Small operations stand in one queue. A large one becomes a stream of pieces; streams take turns. A lane with a stream under
-    way keeps its later operations behind it.
-    """
-
-    def __init__(self) -> None:
-        self._small: deque[Wire] = deque()
-        self._streams: deque[_Stream] = deque()
-        self._lanes: dict[Hashable, deque[Wire]] = {}
-        self._next_stream = 0
-        self._small_added, self._small_left = 0, 0  # so that a stream waits for what was queued before it
-        self._waiting, self._waiting_bytes = 0, 0
-        self._sent: deque[_Sent] = deque()
-        self._sent_bytes, self._sent_pieces = 0, 0
-        self._resend: deque[_Sent] = deque()
-        self._number = 0
-
-    def __repr__(self) -> str:
-        return f"waiting={self._waiting} unacknowledged={len(self._sent)}"
-
-    @property
-    def unacknowledged(self) -> int:
-        """Operations that were handed over and are not known to have arrived; pieces count with their last."""
-        sent = sum(1 for sent in self._sent for wire in sent.wires if messages.completes(wire))
-        return sent + self._waiting
-
-    def is_empty(self) -> bool:
-        return not (self._sent or self._waiting)
-
-    def has_room(self) -> bool:
-        return self._waiting < QUEUE_OPERATIONS and self._waiting_bytes < QUEUE_BYTES
-
-    def add(self, wire: Wire, lane: Hashable) -> None:
-        self._waiting += 1
-        self._waiting_bytes += wire.size
-        if lane is not None and lane in self._lanes:
-            self._lanes[lane].append(wire)
-        elif wire.size > messages.PIECE_SIZE:
-            self._begin_stream(wire, lane)
-        else:
-            self._add_small(wire)
-
-    def frames(self) -> Iterator[tuple[int, list[Wire]]]:
-        """Numbered frames that may leave now: first what must be sent again, then new ones as the window allows."""
-        while self._resend:
-            again = self._resend.popleft()
-            yield again.number, again.wires
-        while self._window_open():
-            stream = self._ready_stream()
-            if self._small:
-                yield self._send(self._batch(), False)
-            elif stream is None:
-                return
-            if stream is not None and self._window_open():
-                yield self._send([self._piece(stream)], True)
-
-    def acknowledge(self, received: int) -> None:
-        if received > self._number:
-            raise ProtocolError(f"frame {received} acknowledged; {self._number} were sent")
-        while self._sent and self._sent[0].number <= received:
-            sent = self._sent.popleft()
-            self._sent_bytes -= sent.size
-            self._sent_pieces -= sent.size if sent.pieces else 0
-
-    def resume(self, received: int) -> None:
-        """A new connection stands, and the peer has everything up to `received`: the rest goes again."""
-        self.acknowledge(received)
-        self._resend = deque(self._sent)
-
-    def _window_open(self) -> bool:
-        return len(self._sent) < WINDOW_FRAMES and self._sent_bytes + LARGEST_FRAME <= WINDOW_BYTES
-
-    def _batch(self) -> list[Wire]:
-        batch: list[Wire] = []
-        size = 0
-        while self._small and len(batch) < messages.BATCH_OPERATIONS:
-            if batch and size + self._small[0].size > messages.BATCH_BYTES:
-                break
-            wire = self._small.popleft()
-            self._small_left += 1
-            size += wire.size
-            batch.append(wire)
-            self._waiting -= 1
-            self._waiting_bytes -= wire.size
-        return batch
-
-    def _add_small(self, wire: Wire) -> None:
-        self._small.append(wire)
-        self._small_added += 1
-
-    def _begin_stream(self, wire: Wire, lane: Hashable) -> None:
-        self._next_stream += 1
-        pieces = messages.split(wire, self._next_stream)
-        if lane is not None:
-            self._lanes.setdefault(lane, deque())
-        self._streams.append(_Stream(pieces, wire.size, lane, self._small_added))
-
-    def _ready_stream(self) -> _Stream | None:
-        """The stream whose turn it is, if pieces may leave: none overtakes a small operation queued before it."""
-        if self._sent_pieces + LARGEST_FRAME > PIECES_BYTES:
-            return None
-        turns = itertools.islice(self._streams, STREAMS)
-        return next((stream for stream in turns if stream.after <= self._small_left), None)
-
-    def _piece(self, stream: _Stream) -> Wire:
-        self._streams.remove(stream)
-        piece = next(stream.pieces)
-        if messages.completes(piece):
-            self._end_stream(stream)
-        else:  # only the first few take turns: more would exceed what the receiver assembles at once
-            self._streams.insert(min(STREAMS - 1, len(self._streams)), stream)
-        return piece
-
-    def _end_stream(self, stream: _Stream) -> None:
-        self._waiting -= 1
-        self._waiting_bytes -= stream.size
-        behind = self._lanes.pop(stream.lane, None) if stream.lane is not None else None
-        while behind:
-            wire = behind.popleft()
-            if wire.size > messages.PIECE_SIZE:
-                self._lanes[stream.lane] = behind
-                self._begin_stream(wire, stream.lane)
-                return
-            self._add_small(wire)
-
-    def _send(self, wires: list[Wire], pieces: bool) -> tuple[int, list[Wire]]:
-        self._number += 1
-        sent = _Sent(self._number, wires, sum(wire.size for wire in wires), pieces)
-        self._sent.append(sent)
-        self._sent_bytes += sent.size
-        self._sent_pieces += sent.size if pieces else 0
-        return sent.number, wires
-
-
-class _Stream(NamedTuple):
-    pieces: Iterator[Wire]
-    size: int
-    lane: Hashable
-    after: int  # how many small operations had been queued when it began

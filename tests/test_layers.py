@@ -19,10 +19,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "discoro"
 
 # Imports go from right to left only. A package counts as one room (cli).
 ORDER = (
-    "errors messages link blobs files directory shipping payload process security transport discovery peers coro "
+    "errors messages outbox link blobs files directory shipping payload process security transport discovery peers coro "
     "requests exits names finding local mesh computation server workers node program pool cli __main__"
 ).split()
-THINKING = {"errors", "messages", "link", "blobs"}
+THINKING = {"errors", "messages", "outbox", "link", "blobs"}
 
 # The front door (discoro/__init__.py) hands out public names; the commands stand outside, in front of it.
 FRONT_DOOR = "__init__"

@@ -1,0 +1,172 @@
+"""What waits on a link and what was sent: windows, queues, pieces, lanes. By itself, and through a link."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from discoro import messages
+from discoro import outbox as rules
+from discoro.messages import Exit, Hold, Message, Operation, Reply, Request
+from discoro.outbox import Outbox
+from tests.support.link_pair import two
+from tests.test_link import NOW, OURS, frames, from_peer, large, message, new_link, opened, texts
+
+
+def taken(outbox: Outbox) -> list[tuple[int, list[messages.Wire]]]:
+    return list(outbox.frames())
+
+
+def test_no_more_than_the_window_is_unacknowledged() -> None:
+    link = opened()
+    for _ in range(2 * rules.WINDOW_FRAMES):
+        link.send(message("x"))
+        link.actions(NOW)
+    assert link.outbox.unacknowledged == 2 * rules.WINDOW_FRAMES
+    link.acknowledged(1, OURS, rules.WINDOW_FRAMES - 1)
+    assert [frame.number for frame in frames(link.actions(NOW))] == [rules.WINDOW_FRAMES + 1], "the rest shares one"
+
+
+@pytest.mark.parametrize(
+    ("operations", "window"),
+    [
+        ([large(messages.PIECE_SIZE - 200)] * 60, rules.WINDOW_BYTES),
+        ([large(64 * messages.MIB)], rules.PIECES_BYTES),
+        ([large(messages.MIB)] * 60, rules.PIECES_BYTES),
+        ([Request(1, 0, "x", {"a": "x" * 131_000}, (bytes(300_000),))] * 60, rules.PIECES_BYTES),
+        ([large(64 * messages.MIB)] + [large(messages.PIECE_SIZE - 200)] * 60, rules.WINDOW_BYTES),
+    ],
+    ids=["small", "one large", "many large", "large with large arguments", "both"],
+)
+def test_the_windows_in_bytes_are_never_exceeded(operations: list[Operation], window: int) -> None:
+    link = opened()
+    for operation in operations:
+        link.send(operation)
+    in_flight: list[int] = []
+    acknowledged = 0
+    for turn in range(5):
+        in_flight += [sum(map(len, action.parts)) for action in link.actions(NOW) if isinstance(action, Send)]
+        assert sum(in_flight) <= window
+        assert turn or sum(in_flight) > window - 2 * rules.LARGEST_FRAME, "nor is it left unused"
+        arrived = len(in_flight) // 2
+        acknowledged += arrived
+        del in_flight[:arrived]
+        link.acknowledged(1, OURS, acknowledged)
+
+
+def test_a_piece_behind_a_small_operation_waits_where_the_window_has_room_for_one_frame() -> None:
+    link = opened()
+    for _ in range(rules.WINDOW_FRAMES - 1):
+        link.send(message("x"))
+        link.actions(NOW)
+    link.send(large(300_000))
+    link.send(message("last"))
+    assert [frame.number for frame in frames(link.actions(NOW))] == [rules.WINDOW_FRAMES]
+
+
+def test_pieces_leave_room_in_the_window_for_small_operations() -> None:
+    link = opened()
+    link.send(large(64 * messages.MIB))
+    link.actions(NOW)
+    link.send(message("x"))
+    assert [texts(frame.operations) for frame in frames(link.actions(NOW))] == [["x"]]
+
+
+def test_small_operations_pass_between_pieces_and_large_ones_alternate() -> None:
+    outbox = Outbox()
+    for coro in (1, 2):
+        outbox.add(messages.to_wire(large(3 * messages.PIECE_SIZE, coro)), None)
+    order = []
+    frame = outbox.frames()
+    for _ in range(3):
+        order.append(next(frame)[1])
+    outbox.add(messages.to_wire(message("small")), None)
+    order += [wires for _, wires in frame]
+    streams = [wires[0].header[1] if wires[0].header[0] == 5 else "small" for wires in order]
+    assert streams == [1, 2, 1, "small", 2, 1, 2]
+
+
+def test_no_more_large_operations_are_begun_than_the_receiver_assembles() -> None:
+    outbox, assembler, whole = Outbox(), messages.Assembler(), []
+    for coro in range(3 * rules.STREAMS):
+        outbox.add(messages.to_wire(large((1 + coro % 5) * 300_000, coro)), None)
+    begun: set[int] = set()
+    while not outbox.is_empty():
+        for number, wires in taken(outbox):
+            (piece,) = messages.decode(messages.encode_data(1, number, 0, wires)).operations  # type: ignore[union-attr]
+            begun.add(piece.stream)
+            operation = assembler.add(piece)
+            if operation is not None:
+                whole.append(operation)
+                begun.remove(piece.stream)
+            assert len(begun) <= rules.STREAMS
+            outbox.acknowledge(number)
+    assert sorted(operation.coro for operation in whole if isinstance(operation, Message)) == list(range(3 * rules.STREAMS))
+
+
+def test_a_large_operation_overtakes_nothing_that_was_queued_before_it() -> None:
+    outbox = Outbox()
+    for number in range(3 * messages.BATCH_OPERATIONS):
+        outbox.add(messages.to_wire(message(str(number))), "a")
+    outbox.add(messages.to_wire(large(300_000)), "a")
+    kinds = [wires[0].header[0] for _, wires in taken(outbox)]
+    assert kinds == [1, 1, 1, 5, 5]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lanes_keep_their_order_past_large_operations(seed: int) -> None:
+    chance = random.Random(seed)
+    network, low, high = two(seed)
+    link = low.link(high)
+    sent: dict[int, list[int]] = {}
+    for number in range(200):
+        lane = chance.randrange(4)
+        size = chance.choice([10, 10, 10, 10, 10, 40_000, 300_000, 800_000])
+        low.post(link, Message(lane, (number.to_bytes(4, "big") + bytes(size),)), lane)
+        sent.setdefault(lane, []).append(number)
+        if chance.random() < 0.1:
+            network.run(0.002)
+    network.run(5)
+    arrived: dict[int, list[int]] = {}
+    for operation in high.arrived[high.link(low)]:
+        assert isinstance(operation, Message)
+        arrived.setdefault(operation.coro, []).append(int.from_bytes(operation.body[0][:4], "big"))
+    assert arrived == sent
+
+
+def test_has_room_until_the_queue_is_full_and_again_when_it_drains() -> None:
+    link = new_link()
+    for _ in range(63):
+        link.send(large(messages.MIB))
+    assert link.has_room()
+    link.send(large(messages.MIB))
+    assert not link.has_room()
+    link.hello(1, from_peer(resume=0), NOW)
+    link.actions(NOW)
+    assert not link.has_room(), "an operation waits until its last piece has left"
+    link.acknowledged(1, OURS, 10)
+    link.actions(NOW)
+    assert link.has_room()
+    outbox, small = Outbox(), messages.to_wire(message("x"))
+    for _ in range(rules.QUEUE_OPERATIONS):
+        assert outbox.has_room()
+        outbox.add(small, None)
+    assert not outbox.has_room()
+
+
+def test_every_kind_of_operation_arrives_as_it_was_sent() -> None:
+    network, low, high = two()
+    link = low.link(high)
+    sent: list[Operation] = [
+        Message(1, (b"a",)),
+        Request(2, 0, "locate", {"name": "x"}, (b"b",)),
+        Reply(2, True, {"port": 1}, (b"c",)),
+        Reply(3, False, ["Timeout", "too late"], (b"",)),
+        Exit(4, "returned", "", (b"d",)),
+        Hold(5, True),
+    ]
+    for operation in sent:
+        low.post(link, operation)
+    network.run(1)
+    assert high.arrived[high.link(low)] == sent
