@@ -8,6 +8,7 @@ import pytest
 
 from discoro import messages
 from discoro import outbox as rules
+from discoro.link import Send
 from discoro.messages import Exit, Hold, Message, Operation, Reply, Request
 from discoro.outbox import Outbox
 from tests.support.link_pair import two
