@@ -340,13 +340,14 @@ class Mesh:
 
     def _say_lost(self, link: Link, who: str, error: DiscoroError) -> None:
         in_order = link.state is State.CLOSED or isinstance(error, WorkerLost)
-        log.log(logging.INFO if in_order else logging.WARNING, "= %s", error)
+        level = logging.INFO if in_order else logging.WARNING
+        log.log(level, "= %s", error)
         if not link.opened and self.finding is not None:
             self.finding.not_usable(who, link.lost_because)
         unsent = link.outbox.unacknowledged
         if unsent:
             self.lost_operations += unsent
-            log.warning("! %d operations for %s were not acknowledged: whether they arrived is unknown", unsent, who)
+            log.log(level, "! %d operations for %s were not acknowledged: whether they arrived is unknown", unsent, who)
 
     def bury(self, birth: int, how: str) -> None:
         """That worker is certainly gone; `how` is what its node saw."""
