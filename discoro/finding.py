@@ -11,8 +11,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from discoro.discovery import Advert, Discovery, Interfaces
+from discoro.adverts import Advert
+from discoro.discovery import Discovery
 from discoro.errors import ConfigError, DiscoroError, ProtocolError, Unreachable
+from discoro.interfaces import Interfaces
 from discoro.link import Link
 from discoro.messages import MAX_ADDRESSES, PROTOCOL_VERSION, Greeting
 

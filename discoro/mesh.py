@@ -26,10 +26,10 @@ from typing import Any
 from discoro import coro as coroutines
 from discoro import messages, payload
 from discoro.coro import Coro, CoroRef, Outcome, current_host
-from discoro.discovery import interfaces
 from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
 from discoro.exits import Exits
 from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, Finding, whereabouts, with_port
+from discoro.interfaces import interfaces
 from discoro.link import Link, State
 from discoro.local import local_node
 from discoro.messages import Exit, Greeting, Hold, Message, Part, Reply, Request

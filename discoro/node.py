@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from discoro.adverts import Advert
 from discoro.coro import Coro
 from discoro.directory import NodeDirectory, keep
-from discoro.discovery import Advert
 from discoro.errors import CloseFailed, ConfigError, NotSetUp, SetupFailed, Timeout, WorkerLost
 from discoro.files import Shipped, Store, checked_files
 from discoro.finding import BASE_PORT

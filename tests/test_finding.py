@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from discoro import finding as rooms
-from discoro.discovery import Advert, Interfaces
+from discoro.adverts import Advert
 from discoro.errors import ProtocolError, Refused, Unreachable
 from discoro.finding import Finding, whereabouts
+from discoro.interfaces import Interfaces
 from discoro.messages import PROTOCOL_VERSION, Greeting
 from tests.support import moved_clock
 

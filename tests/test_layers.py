@@ -19,8 +19,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "discoro"
 
 # Imports go from right to left only. A package counts as one room (cli).
 ORDER = (
-    "errors messages outbox link blobs files directory shipping payload process security transport discovery peers coro "
-    "requests exits names finding local mesh computation server workers node program pool cli __main__"
+    "errors messages outbox link blobs files directory shipping payload process security transport interfaces adverts "
+    "discovery peers coro requests exits names finding local mesh computation server workers node program pool cli __main__"
 ).split()
 THINKING = {"errors", "messages", "outbox", "link", "blobs"}
 
@@ -35,7 +35,7 @@ VERSION = "__version__"
 OWNERS = {
     "zmq": {"transport", "security"},
     "zeroconf": {"discovery"},
-    "ifaddr": {"discovery"},
+    "ifaddr": {"interfaces"},
     "msgpack": {"messages"},
     "dill": {"payload", "shipping"},
     "pickle": {"payload", "shipping"},

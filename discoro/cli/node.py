@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from discoro.discovery import LABEL_LIMIT
+from discoro.adverts import LABEL_LIMIT
 from discoro.errors import ConfigError, PortTaken
 from discoro.finding import BASE_PORT
 from discoro.mesh import VERSION

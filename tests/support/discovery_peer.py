@@ -23,6 +23,8 @@ from typing import Any
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from discoro import discovery
+from discoro.adverts import SERVICE, Advert
+from discoro.interfaces import Interfaces, interfaces
 from tests.support.netns import Lan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +96,7 @@ def open_now() -> dict[str, int]:
     return {"files": len(os.listdir("/proc/self/fd")), "threads": threading.active_count(), "tasks": tasks}
 
 
-def advert(**changes: Any) -> discovery.Advert:
+def advert(**changes: Any) -> Advert:
     """A node's advert, with the changes given."""
     plain: dict[str, Any] = {
         "node": "00112233aabbccdd",
@@ -107,15 +109,15 @@ def advert(**changes: Any) -> discovery.Advert:
         "slots": 4,
         "addresses": (),
     }
-    return discovery.Advert(**{**plain, **changes})
+    return Advert(**{**plain, **changes})
 
 
 async def forge(mdns: AsyncZeroconf, command: dict[str, Any]) -> None:
     """Advertise a service that no node would, and wait until it is out."""
     txt = bytes.fromhex(command["txt"])
-    name = f"{command['name']}.{discovery.SERVICE}"
+    name = f"{command['name']}.{SERVICE}"
     service = AsyncServiceInfo(
-        discovery.SERVICE, name, port=command["port"], properties=txt, parsed_addresses=command["hosts"]
+        SERVICE, name, port=command["port"], properties=txt, parsed_addresses=command["hosts"]
     )
     await (await mdns.async_register_service(service, cooperating_responders=True))
     say("forged", name)
@@ -128,7 +130,7 @@ def shout(source: str, packet: bytes) -> None:
         sender.sendto(packet, ("224.0.0.251", 5353))
 
 
-async def obey(found: discovery.Discovery, where: discovery.Interfaces, command: dict[str, Any]) -> None:
+async def obey(found: discovery.Discovery, where: Interfaces, command: dict[str, Any]) -> None:
     """Do one command."""
     match command.pop("do"):
         case "advertise":
@@ -162,7 +164,7 @@ async def main() -> None:
     """Obey the commands on standard input until it ends or says close."""
     reader = await lines()
     before = open_now()
-    where = discovery.interfaces()
+    where = interfaces()
     found = discovery.Discovery(lambda node: say("found", asdict(node)), where)
     await found.start()
     say("ready", True)

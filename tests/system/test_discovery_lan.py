@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from discoro import discovery
+from discoro.adverts import SERVICE, to_txt
+from discoro.discovery import RESOLVING_LIMIT
 from tests.support.discovery_peer import DiscoveryPeer, advert
 from tests.support.netns import Lan, needs_namespaces
 
@@ -202,12 +203,12 @@ def test_ipv6_alone_is_enough() -> None:
 
 
 def test_forged_and_broken_adverts_are_refused_in_words_and_the_good_one_is_found() -> None:
-    good = txt(**discovery.to_txt(advert()))
+    good = txt(**to_txt(advert()))
     broken = {
         "empty": b"\0",
         "no-id": txt(txtvers="1", pv="1"),
-        "newer": txt(**{**discovery.to_txt(advert()), "txtvers": "2"}),
-        "escape": txt(**{**discovery.to_txt(advert()), "cl": "\x1b[2Jred"}),
+        "newer": txt(**{**to_txt(advert()), "txtvers": "2"}),
+        "escape": txt(**{**to_txt(advert()), "cl": "\x1b[2Jred"}),
         "truncated": good[:-1],
         "binary": bytes(range(256)),
         "long": good + txt(x="y" * 200) * 7,
@@ -230,7 +231,7 @@ def test_forged_and_broken_adverts_are_refused_in_words_and_the_good_one_is_foun
 
 
 def test_a_flood_of_empty_promises_is_bounded_and_the_good_one_is_found() -> None:
-    names = [f"promise-{number}" for number in range(discovery.RESOLVING_LIMIT + 20)]
+    names = [f"promise-{number}" for number in range(RESOLVING_LIMIT + 20)]
     junk = [bytes(range(start, start + 60)).hex() for start in range(0, 196, 7)]
     with Lan(["a", "b", "c"]) as lan:
         client, forger = DiscoveryPeer(lan, "b"), DiscoveryPeer(lan, "c")
@@ -246,7 +247,7 @@ def test_a_flood_of_empty_promises_is_bounded_and_the_good_one_is_found() -> Non
 
 def pointer(name: str) -> bytes:
     """An mDNS answer that promises a service of that name and tells nothing of it (RFC 1035 section 4.1)."""
-    labels = [label.encode() for label in f"{name}.{discovery.SERVICE}".rstrip(".").split(".")]
+    labels = [label.encode() for label in f"{name}.{SERVICE}".rstrip(".").split(".")]
     encoded = [bytes([len(label)]) + label for label in labels]
     owner, target = b"".join(encoded[1:]) + b"\0", b"".join(encoded) + b"\0"
     header = struct.pack("!6H", 0, 0x8400, 0, 1, 0, 0)
