@@ -17,10 +17,8 @@ import secrets
 import socket
 import sys
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from discoro import coro as coroutines
@@ -29,72 +27,23 @@ from discoro.coro import Coro, CoroRef, Outcome, current_host
 from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
 from discoro.exits import Exits
 from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, Finding, whereabouts, with_port
+from discoro.holding import Holding
 from discoro.interfaces import interfaces
 from discoro.link import Link, State
 from discoro.local import local_node
 from discoro.messages import Exit, Greeting, Hold, Message, Part, Reply, Request
 from discoro.names import Names
+from discoro.options import MeshOptions, Place
 from discoro.peers import Peers
 from discoro.requests import Answer, Incoming, Requests, answering
-from discoro.security import Security
-from discoro.transport import Transport
 
 log = logging.getLogger("discoro.mesh")
 
 VERSION = "0.1.0"
-HELD_MESSAGES = coroutines.MAILBOX_MESSAGES  # at the sender, for a receiver whose mailbox is full
 KEPT_DEAD = 10_000  # processes known to be gone, so that references to them fail at once
 CLOSE_TIMEOUT = 1.5  # seconds in all that a closing mesh gives coroutines and unacknowledged frames
 
-Key = tuple[int, int]  # birth and coro-id
 Handler = Callable[[Incoming], Awaitable[None] | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeshOptions:
-    """What a mesh can be told; every field is a keyword of `discoro.run` and `discoro.Mesh`. Times are seconds.
-
-    `name`: of this process (default: the host's). `cluster`: only members of the same one meet. `peers`: addresses ("host" or
-    "host:port") to link with where multicast does not reach (DISCORO_PEERS, with commas, adds to them). `mdns`: look for nodes
-    by mDNS. `ip_addr`: addresses or host names to listen on; `ext_ip_addr`: where others reach us behind a NAT. `local`: use a
-    node of this machine only, started for the life of this mesh with `local_options`. `key_file`, `secret`, `certfile` with
-    `keyfile`, `open`: the cluster key, see Trust. `discover_timeout`: until NoNodes; `connect_timeout`: until a process never
-    met is Unreachable; `peer_timeout`: until one out of reach is lost.
-    """
-
-    name: str | None = None
-    cluster: str = "default"
-    peers: Sequence[str] = ()
-    mdns: bool = True
-    ip_addr: Sequence[str] = ()
-    ext_ip_addr: str | None = None
-    local: bool = False
-    local_options: Sequence[str] = ()
-    key_file: str | Path | None = None
-    secret: str | None = None
-    certfile: str | Path | None = None
-    keyfile: str | Path | None = None
-    open: bool = False
-    discover_timeout: float = 5.0
-    connect_timeout: float = 5.0
-    peer_timeout: float = 15.0
-
-    def security(self) -> Security:
-        """The keys that these options mean; KeyFileError, ConfigError."""
-        return Security.from_options(
-            key_file=self.key_file, secret=self.secret, certfile=self.certfile, keyfile=self.keyfile, open=self.open
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """What a process is on the mesh: set by discoro itself, not by users."""
-
-    role: str = "client"
-    node: str | None = None  # a worker carries its node's id
-    ports: range | None = None  # None: any free port
-    security: Security | None = None  # None: from the options
-    transport: Callable[[Security, Peers], Any] = Transport  # what carries frames: a simulation puts its own here
 
 
 class Mesh:
@@ -112,9 +61,7 @@ class Mesh:
         self._coros: dict[int, Coro] = {}
         self._ids = itertools.count(1)
         self._requests = Requests()
-        self._held: dict[Key, deque[Sequence[Part]]] = {}  # messages for a full mailbox elsewhere
-        self._room: dict[Key, list[asyncio.Future[None]]] = {}  # who waits for a mailbox to have room
-        self._holding: dict[int, set[Link]] = {}  # links that were told that a mailbox of ours is full
+        self._holding = Holding()
         self._dead: OrderedDict[int, DiscoroError] = OrderedDict()  # births known to be gone, and how
         self.lost_messages = 0  # that reached nobody
         self.lost_operations = 0  # of lost links: unacknowledged, so that nobody knows whether they arrived
@@ -324,10 +271,7 @@ class Mesh:
             self._bury(link.birth, error)
         self._requests.fail(link.birth, error)
         self._exits.link_lost(link, error)
-        for key in [key for key in {*self._held, *self._room} if key[0] == link.birth]:
-            self._release(key, error)
-        for told in self._holding.values():
-            told.discard(link)
+        self.lost_messages += self._holding.link_lost(link, error)
         self._names.peer_lost(link.birth)
         if link.peer is not None:
             for tell in list(self.on_peer_lost):
@@ -377,7 +321,7 @@ class Mesh:
             case Exit(coro_id, reason, text, body):
                 self._exits.settle((link.birth, coro_id), Outcome(reason, text=text, body=body))
             case Hold(coro_id, held):
-                self._hold(link, coro_id, held)
+                self._hold(link, (link.birth, coro_id), held)
 
     # -------------------------------------------------------------- messages
 
@@ -405,11 +349,7 @@ class Mesh:
         return coro
 
     def _post_message(self, to: CoroRef, body: Sequence[Part]) -> None:
-        held = self._held.get((to.birth, to.id))
-        if held is not None:
-            if len(held) >= HELD_MESSAGES:
-                raise Overloaded(f"the mailbox of {to} is full, and {len(held)} messages wait here for it: use deliver")
-            held.append(body)
+        if self._holding.take(to, body):
             return
         link = self._link(to)
         if not link.has_room():
@@ -429,49 +369,32 @@ class Mesh:
             log.debug("! a message for coroutine %d, which has ended or takes none", coro_id)
             return
         coro.accept(body, packed=True)
-        told = self._holding.setdefault(coro_id, set()) if coro.mailbox.full else None
-        if told is not None and link not in told:
+        if coro.mailbox.full:
             coro.held = True
-            told.add(link)
-            self._peers.post(link, Hold(coro_id, True))
-
-    # -------------------------------------------------------------- full mailboxes
-
-    async def _wait_for_room(self, to: CoroRef) -> None:
-        key = (to.birth, to.id)
-        while key in self._held or (to.birth == self.me.birth and self._here(to).mailbox.full):
-            if to.birth == self.me.birth:
-                self._here(to).held = True
-            room = asyncio.get_running_loop().create_future()
-            self._room.setdefault(key, []).append(room)
-            await room
+            if self._holding.tell_full(coro_id, link):
+                self._peers.post(link, Hold(coro_id, True))
 
     def drained(self, coro: Coro) -> None:
         """A mailbox that was full is half empty again."""
         coro.held = False
-        for link in self._holding.pop(coro.ref.id, ()):
+        for link in self._holding.told_full(coro.ref.id):
             if not link.ended:
                 self._peers.post(link, Hold(coro.ref.id, False))
-        self._release((self.me.birth, coro.ref.id), None)
+        self._holding.opened((self.me.birth, coro.ref.id))
 
-    def _hold(self, link: Link, coro_id: int, held: bool) -> None:
+    def _hold(self, link: Link, key: tuple[int, int], held: bool) -> None:
         """A mailbox elsewhere is full: what we send it waits here. Or it has room again: what waited goes first."""
-        key = (link.birth, coro_id)
         if held:
-            self._held.setdefault(key, deque())
+            self._holding.full(key)
             return
-        for body in self._held.get(key, ()):
-            self._peers.post(link, Message(coro_id, body), 0)
-        self._release(key, None)
+        for body in self._holding.opened(key):
+            self._peers.post(link, Message(key[1], body), 0)
 
-    def _release(self, key: Key, error: DiscoroError | None) -> None:
-        held = self._held.pop(key, ())
-        if error is not None and held:
-            self.lost_messages += len(held)
-            log.warning("! %d messages that waited for room were not sent: %s", len(held), error)
-        for room in self._room.pop(key, ()):
-            if not room.done():
-                room.set_exception(error) if error else room.set_result(None)
+    async def _wait_for_room(self, to: CoroRef) -> None:
+        while self._holding.is_full(to) or (to.birth == self.me.birth and self._here(to).mailbox.full):
+            if to.birth == self.me.birth:
+                self._here(to).held = True
+            await self._holding.room(to)
 
     # -------------------------------------------------------------- requests
 
@@ -605,8 +528,8 @@ class Mesh:
         number = coro.ref.id
         del self._coros[number]
         self._names.forget(coro)
-        self._holding.pop(number, None)
-        self._release((self.me.birth, number), NoSuchCoro(f"{coro} has ended"))
+        self._holding.told_full(number)
+        self._holding.gone((self.me.birth, number), NoSuchCoro(f"{coro} has ended"))
         if outcome.reason == coroutines.EXCEPTION and not self._exits.is_awaited(number):
             log.warning("! %s (%s) ended: %s", coro.name, coro, outcome.text, exc_info=outcome.error)
         self._exits.ended(coro, outcome)

@@ -21,8 +21,9 @@ from discoro.directory import NodeDirectory, keep
 from discoro.errors import CloseFailed, ConfigError, NotSetUp, SetupFailed, Timeout, WorkerLost
 from discoro.files import Shipped, Store, checked_files
 from discoro.finding import BASE_PORT
-from discoro.mesh import Mesh, Place
+from discoro.mesh import Mesh
 from discoro.messages import PROTOCOL_VERSION, Greeting
+from discoro.options import Place
 from discoro.requests import Incoming
 from discoro.server import serve, take_chunk, text_of, timeout_of
 from discoro.workers import Held, Worker, Workers
@@ -135,7 +136,8 @@ class Slot:
         async with self._placing:
             worker = await self._worker_for(incoming.peer, number, files)
             before = worker.computations.get(number)
-            worker.computations[number] = Held(name, {file.name: file.blob.digest for file in files}, cleanup)
+            digests = {file.name: file.blob.digest for file in files}
+            worker.computations[number] = Held(name, digests, cleanup, opening=before is None)
         try:
             answer = await self._mesh.request(worker.server, "setup", incoming.arguments, incoming.body)
         except BaseException:
@@ -161,7 +163,9 @@ class Slot:
         for other in self._here():
             if other is not worker and number in other.computations:
                 other.computations[number].replaced = True
-        if not worker.computations[number].cleanup:
+        held = worker.computations[number]
+        held.opening = False
+        if not held.cleanup:
             keep(worker.directory)
         self._gone.pop(number, None)
 
@@ -204,7 +208,8 @@ class Slot:
     def _find(self, incoming: Incoming) -> list[Worker]:
         """The workers that hold a computation (several where it was set up again with other files), the current one first."""
         number = text_of(incoming.arguments, "id")
-        found = [worker for worker in self._here() if number in worker.computations]
+        holding = [worker for worker in self._here() if number in worker.computations]
+        found = [worker for worker in holding if not worker.computations[number].opening]
         if not found:
             how = self._gone.get(number)
             if how is not None:
@@ -217,7 +222,7 @@ class Slot:
     def worker_ended(self, worker: Worker, how: str) -> None:
         """A worker of this slot is gone, and its computations with it."""
         for number, held in worker.computations.items():
-            if not held.replaced:
+            if not held.replaced and not held.opening:
                 self._gone[number] = how
         while len(self._gone) > GONE_KEPT:
             self._gone.popitem(last=False)

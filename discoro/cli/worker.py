@@ -17,7 +17,8 @@ from discoro import payload
 from discoro.coro import Coro
 from discoro.errors import DiscoroError
 from discoro.files import Store
-from discoro.mesh import Mesh, Place
+from discoro.mesh import Mesh
+from discoro.options import Place
 from discoro.process import Parent
 from discoro.security import Security
 from discoro.server import Computations, serve
@@ -27,7 +28,7 @@ GRACE = 1.5  # seconds from the end of the pipe to a hard end; as long as a node
 
 def main() -> int:
     """The exit status: 0 after an end in order."""
-    faulthandler.enable()  # a crash in C leaves its stack in the output, which the node keeps
+    faulthandler.enable(all_threads=False)  # a crash in C leaves its stack in the output, which the node keeps
     faulthandler.register(signal.SIGUSR1, all_threads=False)  # the node asks where a busy worker stands
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # line by line, so that the last one before a crash is not lost

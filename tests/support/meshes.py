@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from discoro.coro import Coro
-from discoro.mesh import Mesh, Place
+from discoro.mesh import Mesh
+from discoro.options import Place
 from discoro.security import Security
 from tests.support import moved_clock
 from tests.support.memory_network import MemoryNetwork

@@ -1,0 +1,111 @@
+"""Full mailboxes: what waits here for one elsewhere, and who was told of one here.
+
+A mailbox that is full is announced to the links that feed it, and opened to them again at half. What is sent to it meanwhile
+waits at its sender, in a queue of its own: nobody else's messages, no reply and no notice waits with it. Only bookkeeping: the
+mesh posts and asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+from discoro.coro import MAILBOX_BYTES, MAILBOX_MESSAGES, CoroRef
+from discoro.errors import DiscoroError, Overloaded
+from discoro.link import Link
+from discoro.messages import Part
+
+log = logging.getLogger("discoro.holding")
+
+HELD_MESSAGES = MAILBOX_MESSAGES  # as many again wait at each sender as a mailbox takes
+HELD_BYTES = MAILBOX_BYTES
+
+Key = tuple[int, int]  # birth and coro-id
+
+
+class _Queue:
+    """Messages that wait for one mailbox."""
+
+    def __init__(self) -> None:
+        self.bodies: deque[Sequence[Part]] = deque()
+        self.size = 0
+
+
+class Holding:
+    """All full mailboxes that concern one process."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Key, _Queue] = {}  # for mailboxes elsewhere that are full
+        self._rooms: dict[Key, list[asyncio.Future[None]]] = {}  # who waits for a mailbox to have room
+        self._told: dict[int, set[Link]] = {}  # links that were told that a mailbox of ours is full
+
+    def __len__(self) -> int:
+        return len(self._queues) + len(self._rooms) + len(self._told)
+
+    # -------------------------------------------------------------- mailboxes elsewhere
+
+    def is_full(self, to: CoroRef) -> bool:
+        return (to.birth, to.id) in self._queues
+
+    def full(self, key: Key) -> None:
+        """It was announced as full."""
+        self._queues.setdefault(key, _Queue())
+
+    def take(self, to: CoroRef, body: Sequence[Part]) -> bool:
+        """Keep a message for a mailbox that is full; False where it is not. Overloaded where too much waits already."""
+        queue = self._queues.get((to.birth, to.id))
+        if queue is None:
+            return False
+        if len(queue.bodies) >= HELD_MESSAGES or queue.size >= HELD_BYTES:
+            raise Overloaded(f"the mailbox of {to} is full, and {len(queue.bodies)} messages wait here for it: use deliver")
+        queue.bodies.append(body)
+        queue.size += sum(len(part) for part in body)
+        return True
+
+    def opened(self, key: Key) -> Sequence[Sequence[Part]]:
+        """It has room again: what waited for it, in order. Who waited for room is woken."""
+        for room in self._rooms.pop(key, ()):
+            if not room.done():
+                room.set_result(None)
+        queue = self._queues.pop(key, None)
+        return queue.bodies if queue is not None else ()
+
+    def gone(self, key: Key, error: DiscoroError) -> int:
+        """Its coroutine is gone: who waited for room is told; how many messages were lost with it."""
+        for room in self._rooms.pop(key, ()):
+            if not room.done():
+                room.set_exception(error)
+        queue = self._queues.pop(key, None)
+        lost = len(queue.bodies) if queue is not None else 0
+        if lost:
+            log.warning("! %d messages that waited for room were not sent: %s", lost, error)
+        return lost
+
+    async def room(self, to: CoroRef) -> None:
+        """Until it is said to have room again, or to be gone."""
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._rooms.setdefault((to.birth, to.id), []).append(room)
+        await room
+
+    # -------------------------------------------------------------- mailboxes here
+
+    def tell_full(self, coro_id: int, link: Link) -> bool:
+        """Whether that link still has to be told that a mailbox of ours is full."""
+        told = self._told.setdefault(coro_id, set())
+        if link in told:
+            return False
+        told.add(link)
+        return True
+
+    def told_full(self, coro_id: int) -> set[Link]:
+        """The links that were told, which are told no more after this."""
+        return self._told.pop(coro_id, set())
+
+    def link_lost(self, link: Link, error: DiscoroError) -> int:
+        """A peer is lost; how many messages were lost with it."""
+        for told in self._told.values():
+            told.discard(link)
+        keys = [key for key in {*self._queues, *self._rooms} if key[0] == link.birth]
+        return sum(self.gone(key, error) for key in keys)

@@ -1,0 +1,59 @@
+"""What a mesh is told: by users (MeshOptions), and by discoro itself about the process it runs in (Place)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from discoro.peers import Peers
+from discoro.security import Security
+from discoro.transport import Transport
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshOptions:
+    """What a mesh can be told; every field is a keyword of `discoro.run` and `discoro.Mesh`. Times are seconds.
+
+    `name`: of this process (default: the host's). `cluster`: only members of the same one meet. `peers`: addresses ("host" or
+    "host:port") to link with where multicast does not reach (DISCORO_PEERS, with commas, adds to them). `mdns`: look for nodes
+    by mDNS. `ip_addr`: addresses or host names to listen on; `ext_ip_addr`: where others reach us behind a NAT. `local`: use a
+    node of this machine only, started for the life of this mesh with `local_options`. `key_file`, `secret`, `certfile` with
+    `keyfile`, `open`: the cluster key, see Trust. `discover_timeout`: until NoNodes; `connect_timeout`: until a process never
+    met is Unreachable; `peer_timeout`: until one out of reach is lost.
+    """
+
+    name: str | None = None
+    cluster: str = "default"
+    peers: Sequence[str] = ()
+    mdns: bool = True
+    ip_addr: Sequence[str] = ()
+    ext_ip_addr: str | None = None
+    local: bool = False
+    local_options: Sequence[str] = ()
+    key_file: str | Path | None = None
+    secret: str | None = None
+    certfile: str | Path | None = None
+    keyfile: str | Path | None = None
+    open: bool = False
+    discover_timeout: float = 5.0
+    connect_timeout: float = 5.0
+    peer_timeout: float = 15.0
+
+    def security(self) -> Security:
+        """The keys that these options mean; KeyFileError, ConfigError."""
+        return Security.from_options(
+            key_file=self.key_file, secret=self.secret, certfile=self.certfile, keyfile=self.keyfile, open=self.open
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a process is on the mesh: set by discoro itself, not by users."""
+
+    role: str = "client"
+    node: str | None = None  # a worker carries its node's id
+    ports: range | None = None  # None: any free port
+    security: Security | None = None  # None: from the options
+    transport: Callable[[Security, Peers], Any] = Transport  # what carries frames: a simulation puts its own here

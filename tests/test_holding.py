@@ -1,0 +1,91 @@
+"""Full mailboxes by themselves: what waits, who is woken, what is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from discoro import holding as rooms
+from discoro.coro import CoroRef
+from discoro.errors import Overloaded, PeerLost
+from discoro.holding import Holding
+
+REF = CoroRef("00000000000000aa", 1, 0xAA, 7, "ada")
+KEY = (REF.birth, REF.id)
+
+
+class Linked:
+    def __init__(self, birth: int = REF.birth) -> None:
+        self.birth = birth
+
+
+def link(birth: int = REF.birth) -> Any:
+    return Linked(birth)
+
+
+def test_nothing_is_kept_for_a_mailbox_that_was_not_announced() -> None:
+    holding = Holding()
+    assert holding.take(REF, [b"m"]) is False
+    assert not holding.is_full(REF)
+    assert list(holding.opened(KEY)) == []
+
+
+def test_what_waited_leaves_in_order_and_once() -> None:
+    holding = Holding()
+    holding.full(KEY)
+    holding.full(KEY)  # announced again: what waits stays
+    assert all(holding.take(REF, [bytes([number])]) for number in range(5))
+    assert [bytes(body[0])[0] for body in holding.opened(KEY)] == list(range(5))
+    assert holding.take(REF, [b"m"]) is False
+    assert len(holding) == 0
+
+
+@pytest.mark.parametrize(("limit", "value"), [("HELD_MESSAGES", 3), ("HELD_BYTES", 30)])
+def test_what_waits_is_bounded(limit: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, limit, value)
+    holding = Holding()
+    holding.full(KEY)
+    for _ in range(3):
+        holding.take(REF, [bytes(10)])
+    with pytest.raises(Overloaded, match="ada/1/7 is full, and 3 messages wait"):
+        holding.take(REF, [b"m"])
+
+
+def test_who_waits_for_room_is_woken_or_told() -> None:
+    async def test() -> None:
+        holding = Holding()
+        holding.full(KEY)
+        woken, cancelled = (asyncio.ensure_future(holding.room(REF)) for _ in range(2))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        holding.opened(KEY)
+        await woken
+        told = asyncio.ensure_future(holding.room(REF))
+        await asyncio.sleep(0)
+        holding.gone(KEY, PeerLost("cut"))
+        with pytest.raises(PeerLost, match="cut"):
+            await told
+        assert len(holding) == 0
+
+    asyncio.run(test())
+
+
+def test_a_lost_link_loses_what_waited_for_its_mailboxes_only() -> None:
+    holding, other = Holding(), CoroRef("00000000000000bb", 1, 0xBB, 7, "bob")
+    for ref in (REF, other):
+        holding.full((ref.birth, ref.id))
+        holding.take(ref, [b"m"])
+    assert holding.link_lost(link(), PeerLost("cut")) == 1
+    assert not holding.is_full(REF)
+    assert holding.is_full(other)
+
+
+def test_each_link_is_told_once_that_a_mailbox_is_full() -> None:
+    holding, first, second, lost = Holding(), link(1), link(2), link(3)
+    assert [holding.tell_full(7, each) for each in (first, second, first, lost)] == [True, True, False, True]
+    holding.link_lost(lost, PeerLost("gone"))
+    assert holding.told_full(7) == {first, second}
+    assert holding.told_full(7) == set()
