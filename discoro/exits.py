@@ -1,15 +1,15 @@
 """How coroutines end, and who is told: results, monitors, exit notices.
 
 One table for coroutines of this process and of any other, by (birth, coro-id). However the end is learnt (a coroutine of ours
-ends, a link brings an exit, a peer is lost), it goes through `settle`, which tells every waiter and every monitor once and keeps
-the outcome for those who ask later. It posts operations and asks through the functions it was given, and knows no more of them.
+ends, a link brings an exit, a peer is lost), it goes through `settle`, which tells every waiter and every monitor once, and
+keeps the outcome for those who ask later. It posts operations and asks through the functions it was given, and knows no more of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any, Protocol
 
 from discoro.coro import PEER_LOST, UNKNOWN, WORKER_LOST, Coro, CoroRef, Outcome, sender

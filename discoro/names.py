@@ -62,7 +62,7 @@ class Names:
         holders = self._here.setdefault(name, [])
         if coro not in holders:
             if holders and not shared:
-                raise NameTaken(f"{name!r} is the name of {holders[0]} in this process already: unregister it, or choose another")
+                raise NameTaken(f"{name!r} is the name of {holders[0]} in this process: unregister it, or choose another")
             holders.append(coro)
         await self._tell("register", [(name, coro.ref)])
         return 0

@@ -24,7 +24,7 @@ def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:
             return await mesh.run(main, *args)
 
     if _loop_runs():
-        raise RuntimeError("an event loop runs here already: use `async with discoro.Mesh(...) as mesh` and `await mesh.run(main)`")
+        raise RuntimeError("an event loop runs here: use `async with discoro.Mesh(...) as mesh` and `await mesh.run(main)`")
     try:
         return asyncio.run(program())
     except KeyboardInterrupt:

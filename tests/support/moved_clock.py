@@ -1,6 +1,6 @@
 """An asyncio loop whose clock jumps: when nothing is ready, time moves to the next timer at once.
 
-So tests wait for seconds without sleeping, and a test in which nobody will ever be woken ends with Deadlock in place of hanging.
+So tests wait for seconds without sleeping, and a test in which nobody will ever be woken ends with Deadlock.
 Only for code that keeps its time by the loop, and without sockets.
 """
 
