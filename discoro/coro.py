@@ -110,7 +110,7 @@ class Handle:
         return await self.result(timeout)
 
     async def terminate(self) -> int:
-        """End it: CancelledError is raised where it waits, `finally` blocks run. Returns 0 once asked, or if it ended before."""
+        """End it: CancelledError is raised where it waits, `finally` blocks run. Returns 0 once asked, or if it had ended."""
         return await host_here().terminate(self.ref)
 
     async def is_alive(self) -> bool:
@@ -288,8 +288,10 @@ class Coro(Handle):
     is its value. Raises NotACoroutine, and NoMesh outside of a mesh.
     """
 
-    __slots__ = ("__weakref__", "_ending", "_host", "_ready", "_ref", "_task")
-    __slots__ += ("held", "load", "mailbox", "name", "namespace", "serves")
+    __slots__ = (
+        *("__weakref__", "_ending", "_host", "_ready", "_ref", "_task"),
+        *("held", "load", "mailbox", "name", "namespace", "serves"),
+    )
 
     def __init__(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         self._start(host_here(), function, args, kwargs)

@@ -2,7 +2,8 @@
 
 One table for coroutines of this process and of any other, by (birth, coro-id). However the end is learnt (a coroutine of ours
 ends, a link brings an exit, a peer is lost), it goes through `settle`, which tells every waiter and every monitor once, and
-keeps the outcome for those who ask later. It posts operations and asks through the functions it was given, and knows no more of them.
+keeps the outcome for those who ask later. It posts operations and asks through the mesh around
+it, and knows no more of either.
 """
 
 from __future__ import annotations

@@ -368,7 +368,9 @@ def test_references_travel_whole() -> None:
     assert CoroRef.from_plain(REF.to_plain()) == REF
 
 
-@pytest.mark.parametrize("junk", [None, [], [1, 2], ["n", 1, 2, "3", "a", []], ["n", 1, 2, 3, "a", [4]], ["n", 1, 2, 3, "a", ["x"] * 17]])
+@pytest.mark.parametrize(
+    "junk", [None, [], [1, 2], ["n", 1, 2, "3", "a", []], ["n", 1, 2, 3, "a", [4]], ["n", 1, 2, 3, "a", ["x"] * 17]]
+)
 def test_what_is_no_reference_is_refused(junk: object) -> None:
     with pytest.raises(ValueError, match="not a reference"):
         CoroRef.from_plain(junk)
