@@ -7,4 +7,7 @@ async def main():
     await server.result()
 
 
-discoro.run(main)
+try:
+    discoro.run(main)
+except KeyboardInterrupt:
+    pass
