@@ -85,15 +85,15 @@ class Handle:
     def send(self, message: object) -> None:
         """Queue a message to its mailbox and return at once.
 
-        Raises Overloaded where it has no room, PackError where the message cannot travel, NoSuchCoro where this process
-        already knows that nobody is there.
+        Raises Overloaded where it has no room, PackError or TooLarge where the message cannot travel; NoSuchCoro, PeerLost,
+        WorkerLost or Unreachable where this process already knows that nobody is there; NoMesh.
         """
         host_here().send(self.ref, message)
 
     async def deliver(self, message: object, timeout: float | None = None) -> int:
         """Send, and wait (at most `timeout` seconds) until the message is in its mailbox, for room there too. Returns 1.
 
-        Raises Timeout, NoSuchCoro, PeerLost, PackError.
+        Raises Timeout, NoSuchCoro, PeerLost, WorkerLost, Unreachable, PackError, TooLarge.
         """
         return await host_here().deliver(self.ref, message, timeout)
 
@@ -101,7 +101,7 @@ class Handle:
         """Wait (at most `timeout` seconds) until it ends, and return what it returned.
 
         Raises what it raised, with the remote traceback as cause; CoroEnded where it was terminated or its computation closed;
-        PeerLost or WorkerLost where its process is gone; Timeout.
+        PeerLost or WorkerLost where its process is gone; NoSuchCoro where it ended too long ago to be known; Timeout.
         """
         return await host_here().result(self.ref, timeout)
 
@@ -290,7 +290,7 @@ class Coro(Handle):
 
     __slots__ = (
         *("__weakref__", "_ending", "_host", "_ready", "_ref", "_task"),
-        *("held", "load", "mailbox", "name", "namespace", "serves"),
+        *("held", "load", "mailbox", "name", "namespace", "observed", "serves"),
     )
 
     def __init__(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
@@ -327,6 +327,7 @@ class Coro(Handle):
         self.mailbox = Mailbox()
         self.held = False  # the mailbox was announced as full
         self.serves: frozenset[str] = frozenset()  # verbs whose requests go to the mailbox
+        self.observed = False  # somebody in this process takes its outcome as it is
         self.load = 0  # how busy: what locate weighs
         self._host = host
         self._ready = 0
@@ -404,7 +405,7 @@ class Coro(Handle):
     async def register(self, name: str | None = None) -> int:
         """Be found by `Coro.locate` under `name` (default: its own). Returns 0 once the known nodes confirmed.
 
-        Raises NameTaken where another coroutine of this process has the name.
+        Raises NameTaken where another coroutine of this process has the name, ValueError for one of 0 or over 255 bytes.
         """
         return await self._host.register(self, name or self.name)
 
@@ -437,6 +438,7 @@ class Coro(Handle):
 
     async def result_here(self) -> Any:
         """Wait until it ends; its value as the very object, or what it raised."""
+        self.observed = True
         await asyncio.wait([self._task])
         return self._outcome(self._task).get()
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from discoro.adverts import Advert
-from discoro.discovery import Discovery
 from discoro.errors import ConfigError, DiscoroError, ProtocolError, Unreachable
 from discoro.interfaces import Interfaces
 from discoro.link import Link
 from discoro.messages import MAX_ADDRESSES, PROTOCOL_VERSION, Greeting
+
+if TYPE_CHECKING:
+    from discoro.discovery import Discovery
 
 log = logging.getLogger("discoro.finding")
 
@@ -44,27 +46,27 @@ class Finding:
 
     def __init__(self, dialler: Dialler, interfaces: Interfaces, mdns: bool, is_open: bool) -> None:
         self._dialler = dialler
-        self._mdns = mdns
         self._open = is_open
         self._unusable: dict[str, str] = {}
         self._heard_of: dict[int, str] = {}  # births, and the names they were advertised under
-        self._discovery = Discovery(self._found, interfaces if mdns else Interfaces((), ()))
+        self._discovery = _discovery(self._found, interfaces) if mdns else None
 
     async def start(self) -> None:
-        if self._mdns:
+        if self._discovery is not None:
             await self._discovery.start()
 
     async def close(self) -> None:
-        await self._discovery.close()
+        if self._discovery is not None:
+            await self._discovery.close()
 
     async def advertise(self, advert: Advert, port: int) -> None:
         """Let others find this process as a node."""
-        if self._mdns:
+        if self._discovery is not None:
             await self._discovery.advertise(advert, port)
 
     def look_again(self) -> None:
         """Somebody waits for nodes: ask the network again."""
-        if self._mdns:
+        if self._discovery is not None:
             self._discovery.refresh()
 
     async def keep(self, address: str, quiet: bool = False) -> None:
@@ -106,7 +108,7 @@ class Finding:
 
     def why_none(self) -> list[str]:
         """What was tried and what was heard, a line each."""
-        heard = self._discovery.heard() if self._mdns else ["mDNS is off"]
+        heard = self._discovery.heard() if self._discovery is not None else ["mDNS is off"]
         return [*heard, *(f"{who}: {why}" for who, why in self._unusable.items())]
 
     def _found(self, advert: Advert) -> None:
@@ -136,6 +138,12 @@ class Finding:
             ours, theirs = ("open", "has a key") if self._open else ("has a key", "is open")
             return f"{theirs}, this side {ours}: start both with the same key, or both with --open"
         return ""
+
+
+def _discovery(found: Callable[[Advert], None], where: Interfaces) -> Discovery:
+    from discoro.discovery import Discovery  # zeroconf takes 8 ms and 3.4 MB: not where nobody looks by mDNS
+
+    return Discovery(found, where)
 
 
 def with_port(address: str) -> str:

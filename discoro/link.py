@@ -27,6 +27,7 @@ ACK_BYTES = 1 * messages.MIB  # and received bytes
 GREETING_TIMEOUT = 3.0  # seconds for a welcome; as long as libzmq's own handshake may take
 REDIAL_FIRST, REDIAL_MOST = 0.05, 2.0  # seconds between dials; doubled each time; at once after a connection of use
 REFUSED_GRACE = 3.0  # seconds until an address that refuses, where the peer was never met, counts as its end
+WORKER_GRACE = 1.0  # seconds that the node of a worker that is gone has to say how it ended
 
 
 class State(enum.Enum):
@@ -343,7 +344,7 @@ class Link:
         elif self._refusal:
             self._end(State.LOST, self._refusal)
         elif not self.opened and all(nobody for _, nobody in self._tried.values()):
-            self._end(State.LOST, f"nobody listens there{self._what_was_tried()}")
+            self._end(State.LOST, f"not to be reached at any address{self._what_was_tried()}")
         else:
             self._redial_later(now)
 
@@ -351,11 +352,13 @@ class Link:
         """An address of a peer that we had met refuses: certain where it lived, a hint elsewhere (a firewall may say it)."""
         if self._held:
             return  # it greets us at this very moment
-        if address == self._lived_at:
+        lived_here = address == self._lived_at
+        of_a_node = self.peer is not None and self.peer.role == "worker"  # which knows how it ended, and will say so
+        if lived_here and not of_a_node:
             self.certain = True
             self._end(State.LOST, f"ended: {address}: {why}")
         elif self._give_up is not None:
-            self._give_up = min(self._give_up, now + REFUSED_GRACE)
+            self._give_up = min(self._give_up, now + (WORKER_GRACE if lived_here else REFUSED_GRACE))
 
     def _broken(self, why: str, now: float) -> None:
         self.connection = None

@@ -36,7 +36,7 @@ async def local_node(handed_down: str, *options: str, timeout: float = START_TIM
         if b"\n" in data and not line.done():
             line.set_result(bytes(output))
 
-    command = [sys.executable, "-m", "discoro", "--json-ready", "--child", "-i", "127.0.0.1", "--port", "0", *options]
+    command = [sys.executable, "-P", "-m", "discoro", "--json-ready", "--child", "-i", "127.0.0.1", "--port", "0", *options]
     node = Child(command, {"security": handed_down}, on_output)
     try:
         await asyncio.wait([line, node.ended], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

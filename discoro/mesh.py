@@ -32,7 +32,7 @@ from discoro.interfaces import interfaces
 from discoro.link import Link, State
 from discoro.local import local_node
 from discoro.messages import Exit, Greeting, Hold, Message, Part, Reply, Request
-from discoro.names import Names
+from discoro.names import SETTLE, Names
 from discoro.options import MeshOptions, Place
 from discoro.peers import Peers
 from discoro.requests import Answer, Incoming, Requests, answering
@@ -50,7 +50,7 @@ class Mesh:
     """This process as part of the mesh, for the length of `async with discoro.Mesh(...) as mesh`.
 
     Inside the block `discoro.Coro`, `discoro.servers` and `Computation` work as in a coroutine. Options are the fields of
-    MeshOptions. Raises KeyFileError, ConfigError where it cannot start.
+    `discoro.options.MeshOptions`; `addresses` is where this process listens, as host:port. Raises KeyFileError, ConfigError where it cannot start.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -118,7 +118,7 @@ class Mesh:
         self._resources.push_async_callback(transport.close)
         self.addresses = self._listen(transport)
         self._peers.me = self._peers.me._replace(addresses=tuple(self.addresses[: messages.MAX_ADDRESSES]))
-        self._names = Names(self, options.discover_timeout)
+        self._names = Names(self, options.discover_timeout, settle=0.0 if options.local else SETTLE)
         self._exits = Exits(self.me.birth, self)
         if self._place.role != "worker":
             await self._find()
@@ -232,7 +232,7 @@ class Mesh:
         lines += [f"  {line}" for line in (self.finding.why_none() if self.finding else ())]
         lines += [
             "  try  discoro-node                       on this or another machine with the same key",
-            "       --peer HOST, or DISCORO_PEERS=HOST  where multicast does not reach",
+            "       peers=[HOST], or DISCORO_PEERS=HOST  where multicast does not reach",
             "       discoro.run(main, local=True)      to use this machine only",
         ]
         return "\n".join(lines)
@@ -530,7 +530,8 @@ class Mesh:
         self._names.forget(coro)
         self._holding.told_full(number)
         self._holding.gone((self.me.birth, number), NoSuchCoro(f"{coro} has ended"))
-        if outcome.reason == coroutines.EXCEPTION and not self._exits.is_awaited(number):
+        awaited = coro.observed or self._exits.is_awaited(number)
+        if outcome.reason == coroutines.EXCEPTION and not awaited:
             log.warning("! %s (%s) ended: %s", coro.name, coro, outcome.text, exc_info=outcome.error)
         self._exits.ended(coro, outcome)
 

@@ -44,10 +44,11 @@ class Neighbours(Protocol):
 
 
 class Names:
-    """The names of one process, and the search for others'."""
+    """The names of one process, and the search for others'. `settle`: seconds without a new node after which all are known."""
 
-    def __init__(self, neighbours: Neighbours, discover_timeout: float) -> None:
+    def __init__(self, neighbours: Neighbours, discover_timeout: float, settle: float = SETTLE) -> None:
         self._neighbours = neighbours
+        self._settle = settle
         self._discover_timeout = discover_timeout
         self._here: dict[str, list[Coro]] = {}
         self._foreign: dict[int, dict[str, CoroRef]] = {}  # by the birth of the process that registered
@@ -163,7 +164,7 @@ class Names:
             raise NoNodes(self._neighbours.why_no_nodes())
         while loop.time() < until:
             try:
-                async with asyncio.timeout(min(SETTLE, until - loop.time())):
+                async with asyncio.timeout(min(self._settle, until - loop.time())):
                     await self.node_came.wait()
             except TimeoutError:
                 break

@@ -185,4 +185,4 @@ if __name__ == "__main__":
         print("\nstopped")
         sys.exit(130)
     except (discoro.DiscoroError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+        sys.exit(f"\n{Path(__file__).name}: {error}")

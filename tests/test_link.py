@@ -233,7 +233,7 @@ def test_a_stale_address_alone_means_that_nobody_is_there() -> None:
     link = greeted()
     link.refused_greeting(1, "stale", "somebody else lives here", NOW)
     assert (link.state, link.refused_code) == (State.LOST, "")
-    assert link.lost_because == "nobody listens there: tried a:1 (somebody else lives here)"
+    assert link.lost_because == "not to be reached at any address: tried a:1 (somebody else lives here)"
 
 
 def test_a_refusal_from_a_connection_that_is_not_ours_changes_nothing() -> None:
@@ -375,7 +375,7 @@ def test_nobody_at_any_address_is_told_at_once() -> None:
     link.ended_connection(1, NOW, "connection refused", refused=True)
     assert not link.ended
     link.ended_connection(2, NOW, "connection refused", refused=True)
-    assert link.lost_because == "nobody listens there: tried a:1 (connection refused), b:1 (connection refused)"
+    assert link.lost_because == "not to be reached at any address: tried a:1 (connection refused), b:1 (connection refused)"
 
 
 def test_an_address_that_is_silent_keeps_the_hope_up() -> None:
@@ -942,6 +942,19 @@ def test_whatever_ends_a_link_ends_both_sides_and_every_message_is_delivered_or_
     assert [link.state for link in alive] in ([], [State.OPEN] * 2), f"seed {seed}: {alive}"
     reasons = [link.lost_because for link in low.ended_links + high.ended_links]
     assert all(reasons) and not any("protocol" in reason for reason in reasons), f"seed {seed}: {reasons}"
+
+
+def test_a_worker_whose_port_refuses_gets_a_second_for_its_node_to_say_how_it_ended() -> None:
+    network, low, high = two()
+    high.me = high.me._replace(role="worker")
+    link = low.link(high)
+    network.run(1)
+    assert link.state is State.OPEN
+    high.crash()
+    network.run(0.9)
+    assert not link.ended
+    network.run(0.3)
+    assert link.ended
 
 
 @pytest.mark.parametrize(

@@ -167,3 +167,14 @@ def test_the_number_of_registrations_is_bounded(monkeypatch: pytest.MonkeyPatch)
 def test_locate_without_a_name_is_refused() -> None:
     with pytest.raises(ProtocolError, match="without a name"):
         with_loop(lambda: registered().on_locate({}))
+
+
+def test_servers_waits_for_further_nodes_unless_there_can_be_none() -> None:
+    async def search(settle: float) -> float:
+        around = Around()
+        around.add(greeting("a", 2), Found(ref(2), 0))
+        assert await Names(around, 5, settle).servers("x", None) == [ref(2)]
+        return asyncio.get_running_loop().time()
+
+    assert moved_clock.run(lambda: search(0.0)) == 0
+    assert moved_clock.run(lambda: search(1.2)) == pytest.approx(1.2)

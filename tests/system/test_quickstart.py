@@ -63,11 +63,11 @@ class Clone:
         return list((self.path / ".discoro" / "files").iterdir())
 
     def processes(self, what: str = "") -> list[int]:
-        """The processes that have this copy's folder in their environment, and `what` in their command."""
+        """The processes that have this copy's home in their environment, and `what` in their command."""
         marked = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if str(self.tmp).encode() in (process / "environ").read_bytes():
+                if f"HOME={self.home}".encode() in (process / "environ").read_bytes():
                     if what.encode() in (process / "cmdline").read_bytes():
                         marked.append(int(process.name))
         return marked
@@ -116,26 +116,34 @@ def first_start(clone: Clone) -> None:
 
 def check_report(text: str) -> None:
     """Every file went through some worker, and every slot had its share."""
-    files, slots = re.match(r"(\d+) source files of Python \S+ for (\d+) slots\n", text.lstrip()).groups()  # type: ignore[union-attr]
+    files, slots = re.match(r"(\d+) source files of Python \S+ for (\d+) slots\n", text).groups()  # type: ignore[union-attr]
     assert int(slots) == len(os.sched_getaffinity(0))
     assert int(files) > 300  # Debian's has the fewest
-    shares = [int(share.replace(",", "")) for share in re.findall(r"(?m)^ *([\d,]+) +[\d,]+ +[\d.]+  \S+/\d+/\d+\r?$", text)]
+    shares = [int(share.replace(",", "")) for share in re.findall(r"(?m)^ *([\d,]+) +[\d,]+ +[\d.]+  \S+/\d+/\d+$", text)]
     assert len(shares) == int(slots)
     assert min(shares) > 0 and sum(shares) == int(files)
-    assert len(re.findall(r"(?m)^ *[\d,]+  \S+ +\S+\.py:\d+\r?$", text)) == 10  # the longest functions
+    assert len(re.findall(r"(?m)^ *[\d,]+  \S+ +\S+\.py:\d+$", text)) == 10  # the longest functions
 
 
 class Terminal:
-    """The quickstart on a terminal of 80 columns, in a process group of its own as a shell makes one."""
+    """The quickstart on a terminal of 80 columns, in a process group of its own as a shell makes one; errors go to a file."""
 
-    def __init__(self, clone: Clone) -> None:
+    def __init__(self, clone: Clone, errors: Path) -> None:
         self.output = ""
+        self._errors = errors
         self._ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, (24, 80))
-        streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
         command = [clone.path / "bin" / "quickstart"]
-        self._process = subprocess.Popen(command, cwd=clone.path, env=clone.environment, start_new_session=True, **streams)
+        with open(errors, "wb") as file:
+            self._process = subprocess.Popen(
+                command, cwd=clone.path, env=clone.environment, start_new_session=True, stdin=theirs, stdout=theirs, stderr=file
+            )
         os.close(theirs)
+
+    @property
+    def errors(self) -> str:
+        """What it wrote on standard error."""
+        return self._errors.read_text(errors="replace")
 
     def until(self, seen: Callable[[str], object], timeout: float) -> None:
         """Read until the output is as wanted. Fails after `timeout` seconds, or at its end."""
@@ -150,7 +158,7 @@ class Terminal:
         os.killpg(self._process.pid, signal.SIGINT)
 
     def end(self, timeout: float) -> int:
-        """Read to the end, which comes when no process has the terminal any more; the exit status."""
+        """Read to the end; the exit status."""
         end = time.monotonic() + timeout
         more = True
         while more:
@@ -176,8 +184,8 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(started: Clone) -> Iterator[Terminal]:
-    terminal = Terminal(started)
+def terminal(started: Clone, tmp_path: Path) -> Iterator[Terminal]:
+    terminal = Terminal(started, tmp_path / "errors.txt")
     yield terminal
     terminal.close()
 
@@ -204,31 +212,32 @@ def test_a_second_start_takes_the_environment_as_it_is(started: Clone) -> None:
 
 
 def test_on_a_terminal_one_line_is_redrawn_and_nothing_is_wider(started: Clone, terminal: Terminal) -> None:
-    assert terminal.end(START) == 0, terminal.output
+    assert terminal.end(START) == 0, terminal.errors
     assert bar_drawn(terminal.output)
     shown = [line.rpartition("\r")[2] for line in terminal.output.replace("\r\n", "\n").split("\n")]
-    report = shown[[bool(re.match(r"\d+ source files", line)) for line in shown].index(True) :]
-    assert report[1] == "[" + "#" * 60 + "] 100%"
-    assert max(map(len, report)) < 80
-    check_report("\n".join(report))
+    assert shown[1] == "[" + "#" * 60 + "] 100%"
+    assert max(map(len, shown)) < 80
+    check_report("\n".join(shown))
 
 
 def test_ctrl_c_ends_it_in_order_within_three_seconds(started: Clone, terminal: Terminal) -> None:
     terminal.until(bar_drawn, START)
     terminal.interrupt()
-    assert terminal.end(3) == 130, terminal.output
-    assert "Traceback" not in terminal.output
+    assert terminal.end(3) == 130, terminal.errors
+    assert "Traceback" not in terminal.errors
     assert "stopped" in terminal.output
     started.nothing_left()
 
 
 def test_workers_that_die_fail_it_with_a_clear_line(started: Clone, terminal: Terminal) -> None:
     terminal.until(bar_drawn, START)
-    for worker in started.processes("discoro.cli.worker"):
+    workers = started.processes("discoro.cli.worker")
+    assert workers
+    for worker in workers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
-    assert terminal.end(20) == 1, terminal.output
-    assert re.search(r"(?m)^stdlib_report\.py: \S", terminal.output)
+    assert terminal.end(20) == 1, terminal.errors
+    assert re.match(r"stdlib_report\.py: \S", terminal.errors.splitlines()[-1])
     started.nothing_left()
 
 
