@@ -43,6 +43,7 @@ class Exits:
         self._bytes = 0
         self._waiters: dict[Key, list[asyncio.Future[Outcome]]] = {}
         self._monitors: dict[Key, list[tuple[Coro, CoroRef]]] = {}
+        self._deferred: dict[tuple[Key, int], tuple[Coro, CoroRef, Outcome] | None] = {}  # notices that wait, by monitor's id
         self._subscribed: set[Key] = set()  # coroutines elsewhere whose end will be told to us
         self._watchers: dict[int, dict[Link, None]] = {}  # links to be told when a coroutine of ours ends
 
@@ -128,6 +129,21 @@ class Exits:
             if not waiter.done():
                 waiter.set_result(outcome)
         for observer, observed in self._monitors.pop(key, ()):
+            if (key, observer.ref.id) in self._deferred:
+                self._deferred[key, observer.ref.id] = observer, observed, outcome
+            elif not observer.done:
+                observer.notify(observed, outcome)
+
+    def defer(self, key: Key, to: int) -> None:
+        """The notice of that coroutine for our coroutine `to` is to wait: messages of it are held at the sender."""
+        if len(self._deferred) < KEPT_OUTCOMES:
+            self._deferred[key, to] = None
+
+    def release(self, key: Key, to: int) -> None:
+        """The messages it waited for have come."""
+        waiting = self._deferred.pop((key, to), None)
+        if waiting is not None:
+            observer, observed, outcome = waiting
             if not observer.done:
                 observer.notify(observed, outcome)
 
@@ -136,6 +152,8 @@ class Exits:
         outcome = _lost(error)
         for key in [key for key in {*self._waiters, *self._monitors, *self._subscribed} if key[0] == link.birth]:
             self.settle(key, outcome, keep=False)
+        for key, to in [each for each in self._deferred if each[0][0] == link.birth]:
+            self.release(key, to)
         for watchers in self._watchers.values():
             watchers.pop(link, None)
 

@@ -11,11 +11,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from discoro.coro import MAILBOX_BYTES, MAILBOX_MESSAGES, CoroRef
 from discoro.errors import DiscoroError, Overloaded
 from discoro.link import Link
-from discoro.messages import Part
+from discoro.messages import Message, Notice, Part
 
 log = logging.getLogger("discoro.holding")
 
@@ -25,11 +26,18 @@ HELD_BYTES = MAILBOX_BYTES
 Key = tuple[int, int]  # birth and coro-id
 
 
+class Waiting(NamedTuple):
+    """What goes to a mailbox when it has room again, and the lane it keeps its order in."""
+
+    operation: Message | Notice
+    lane: int
+
+
 class _Queue:
-    """Messages that wait for one mailbox."""
+    """What waits for one mailbox."""
 
     def __init__(self) -> None:
-        self.bodies: deque[Sequence[Part]] = deque()
+        self.waiting: deque[Waiting] = deque()
         self.size = 0
 
 
@@ -53,24 +61,33 @@ class Holding:
         """It was announced as full."""
         self._queues.setdefault(key, _Queue())
 
-    def take(self, to: CoroRef, body: Sequence[Part]) -> bool:
+    def take(self, to: CoroRef, body: Sequence[Part], lane: int) -> bool:
         """Keep a message for a mailbox that is full; False where it is not. Overloaded where too much waits already."""
         queue = self._queues.get((to.birth, to.id))
         if queue is None:
             return False
-        if len(queue.bodies) >= HELD_MESSAGES or queue.size >= HELD_BYTES:
-            raise Overloaded(f"the mailbox of {to} is full, and {len(queue.bodies)} messages wait here for it: use deliver")
-        queue.bodies.append(body)
+        if len(queue.waiting) >= HELD_MESSAGES or queue.size >= HELD_BYTES:
+            raise Overloaded(f"the mailbox of {to} is full, and {len(queue.waiting)} messages wait here for it: use deliver")
+        queue.waiting.append(Waiting(Message(to.id, body), lane))
         queue.size += sum(len(part) for part in body)
         return True
 
-    def opened(self, key: Key) -> Sequence[Sequence[Part]]:
+    def defer(self, birth: int, coro_id: int) -> list[int]:
+        """A coroutine of ours ended: the mailboxes of that process for which messages of it wait, behind them now its notice."""
+        deferred = []
+        for (whose, to), queue in self._queues.items():
+            if whose == birth and any(each.lane == coro_id for each in queue.waiting):
+                queue.waiting.append(Waiting(Notice(coro_id, to, True), coro_id))
+                deferred.append(to)
+        return deferred
+
+    def opened(self, key: Key) -> Sequence[Waiting]:
         """It has room again: what waited for it, in order. Who waited for room is woken."""
         for room in self._rooms.pop(key, ()):
             if not room.done():
                 room.set_result(None)
         queue = self._queues.pop(key, None)
-        return queue.bodies if queue is not None else ()
+        return queue.waiting if queue is not None else ()
 
     def gone(self, key: Key, error: DiscoroError) -> int:
         """Its coroutine is gone: who waited for room is told; how many messages were lost with it."""
@@ -78,7 +95,7 @@ class Holding:
             if not room.done():
                 room.set_exception(error)
         queue = self._queues.pop(key, None)
-        lost = len(queue.bodies) if queue is not None else 0
+        lost = sum(isinstance(each.operation, Message) for each in queue.waiting) if queue is not None else 0
         if lost:
             log.warning("! %d messages that waited for room were not sent: %s", lost, error)
         return lost

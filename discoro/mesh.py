@@ -31,7 +31,7 @@ from discoro.holding import Holding
 from discoro.interfaces import interfaces
 from discoro.link import Link, State
 from discoro.local import local_node
-from discoro.messages import Exit, Greeting, Hold, Message, Part, Reply, Request
+from discoro.messages import Exit, Greeting, Hold, Message, Notice, Part, Reply, Request
 from discoro.names import SETTLE, Names
 from discoro.options import MeshOptions, Place
 from discoro.peers import Peers
@@ -50,7 +50,8 @@ class Mesh:
     """This process as part of the mesh, for the length of `async with discoro.Mesh(...) as mesh`.
 
     Inside the block `discoro.Coro`, `discoro.servers` and `Computation` work as in a coroutine. Options are the fields of
-    `discoro.options.MeshOptions`; `addresses` is where this process listens, as host:port. Raises KeyFileError, ConfigError where it cannot start.
+    `discoro.options.MeshOptions`; `addresses` is where this process listens, as host:port. Raises KeyFileError, ConfigError
+    where it cannot start.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -320,6 +321,8 @@ class Mesh:
                 self._requests.answer(number, ok, value, body)
             case Exit(coro_id, reason, text, body):
                 self._exits.settle((link.birth, coro_id), Outcome(reason, text=text, body=body))
+            case Notice(coro_id, to, now):
+                (self._exits.release if now else self._exits.defer)((link.birth, coro_id), to)
             case Hold(coro_id, held):
                 self._hold(link, (link.birth, coro_id), held)
 
@@ -349,12 +352,13 @@ class Mesh:
         return coro
 
     def _post_message(self, to: CoroRef, body: Sequence[Part]) -> None:
-        if self._holding.take(to, body):
+        lane = _lane()
+        if self._holding.take(to, body, lane):
             return
         link = self._link(to)
         if not link.has_room():
             raise Overloaded(f"{link.outbox!r} wait to be sent to {to}: use deliver, or wait")
-        self._peers.post(link, Message(to.id, body), _lane())
+        self._peers.post(link, Message(to.id, body), lane)
 
     def _link(self, to: CoroRef) -> Link:
         gone = self._dead.get(to.birth)
@@ -387,8 +391,8 @@ class Mesh:
         if held:
             self._holding.full(key)
             return
-        for body in self._holding.opened(key):
-            self._peers.post(link, Message(key[1], body), 0)
+        for operation, lane in self._holding.opened(key):
+            self._peers.post(link, operation, lane)
 
     async def _wait_for_room(self, to: CoroRef) -> None:
         while self._holding.is_full(to) or (to.birth == self.me.birth and self._here(to).mailbox.full):
@@ -536,9 +540,12 @@ class Mesh:
         self._exits.ended(coro, outcome)
 
     def post_exit(self, link: Link, operation: Exit) -> None:
-        """The notice goes the way of the coroutine's messages, so that it comes last."""
-        if not link.ended:
-            self._peers.post(link, operation, operation.coro)
+        """The notice goes the way of the coroutine's messages, so that it comes last, behind those that are held too."""
+        if link.ended:
+            return
+        for to in self._holding.defer(link.birth, operation.coro):
+            self._peers.post(link, Notice(operation.coro, to, False), operation.coro)
+        self._peers.post(link, operation, operation.coro)
 
     def watch_for(self, coro: Coro, peer: Greeting) -> None:
         """That process is told when the coroutine ends, without asking: it had it created."""

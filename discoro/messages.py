@@ -136,6 +136,14 @@ class Hold(NamedTuple):
     held: bool
 
 
+class Notice(NamedTuple):
+    """The exit notice of the sender's `coro` for the mailbox of `to` is to wait, for messages of it are held; or may go now."""
+
+    coro: int
+    to: int
+    now: bool
+
+
 class Piece(NamedTuple):
     """One slice of an operation too large for a frame; the first of a stream carries operation and sizes."""
 
@@ -146,12 +154,15 @@ class Piece(NamedTuple):
     part: Part
 
 
-Operation = Message | Request | Reply | Exit | Hold
+Operation = Message | Request | Reply | Exit | Hold | Notice
 Frame = Hello | Welcome | RefusedFrame | Data | Ack | Bye | Gone
 
-_MESSAGE, _REQUEST, _REPLY, _EXIT, _PIECE, _HOLD = 1, 2, 3, 4, 5, 6
+_MESSAGE, _REQUEST, _REPLY, _EXIT, _PIECE, _HOLD, _NOTICE = 1, 2, 3, 4, 5, 6, 7
 _HELLO, _WELCOME, _REFUSED, _DATA, _ACK, _BYE, _GONE = 1, 2, 3, 4, 5, 6, 7
-_OPERATIONS: dict[int, type[Any]] = {_MESSAGE: Message, _REQUEST: Request, _REPLY: Reply, _EXIT: Exit, _HOLD: Hold}
+_OPERATIONS: dict[int, type[Any]] = {
+    **{_MESSAGE: Message, _REQUEST: Request, _REPLY: Reply},
+    **{_EXIT: Exit, _HOLD: Hold, _NOTICE: Notice},
+}
 _KIND = {kind: number for number, kind in _OPERATIONS.items()}
 _WITH_BODY = {_MESSAGE, _REQUEST, _REPLY, _EXIT}
 
@@ -546,4 +557,5 @@ _CHECKS: dict[int, Sequence[Any]] = {
     _REPLY: (_u64, _bool, _anything, _anything),
     _EXIT: (_u64, _name, _text, _anything),
     _HOLD: (_u64, _bool),
+    _NOTICE: (_u64, _u64, _bool),
 }

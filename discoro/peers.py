@@ -15,10 +15,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from discoro import messages
+from discoro.connections import Ended
 from discoro.errors import PeerLost, ProtocolError, Refused, Unreachable
 from discoro.link import Action, Dial, Drop, Link, Send, SendGreeting, State, refusal, worth_dialling
 from discoro.messages import Greeting, Operation, Part
-from discoro.transport import Ended
 
 if TYPE_CHECKING:
     from discoro.security import Security
@@ -243,8 +243,8 @@ class Peers:
                 return self._refuse(connection, "full", f"{self.me.name} has {MAX_LINKS} links and takes no more")
             link = self._new_link(theirs.birth, theirs.addresses)
         before = self._by_connection.get(connection)
-        if before is not None and before is not link:  # somebody else greets over it now
-            before.ended_connection(connection, self._loop.time(), f"{theirs.name} greeted over its connection")
+        if before is not None and before is not link:  # a connection is one process's: the first has gone, or never was
+            before.lose(f"{theirs.name}/{theirs.pid} greeted over its connection")
             self._settle(before)
         self._by_connection[connection] = link
         link.hello(connection, theirs, self._loop.time())

@@ -52,6 +52,7 @@ class Around:
 class Observer:
     def __init__(self, done: bool = False) -> None:
         self.done = done
+        self.ref = ref(HERE, 50)
         self.notices: list[Any] = []
 
     def notify(self, observed: CoroRef, outcome: Outcome) -> None:
@@ -227,5 +228,23 @@ def test_kept_outcomes_are_bounded_in_number_and_bytes(monkeypatch: pytest.Monke
             exits.settle((HERE, number), packed(bytes(700)))
         assert list(exits._outcomes) == [(HERE, 7)]
         assert 700 <= exits._bytes <= 1000
+
+    with_exits(test)
+
+
+def test_a_deferred_notice_comes_when_it_is_released_or_its_peer_is_lost() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        for release in (lambda: exits.release((THERE, 7), 50), lambda: exits.link_lost(link(), PeerLost("cut"))):
+            waits, goes = Observer(), Observer()
+            goes.ref = ref(HERE, 51)
+            for each in (waits, goes):
+                await exits.monitor(each, ref(THERE))  # type: ignore[arg-type]
+            exits.defer((THERE, 7), 50)
+            exits.settle((THERE, 7), packed("value"), keep=False)
+            assert (waits.notices, goes.notices) == ([], [(ref(THERE), "normal")])
+            release()
+            release()
+            assert waits.notices == [(ref(THERE), "normal")]
+            assert not exits._deferred
 
     with_exits(test)

@@ -11,6 +11,7 @@ from discoro import holding as rooms
 from discoro.coro import CoroRef
 from discoro.errors import Overloaded, PeerLost
 from discoro.holding import Holding
+from discoro.messages import Message, Notice
 
 REF = CoroRef("00000000000000aa", 1, 0xAA, 7, "ada")
 KEY = (REF.birth, REF.id)
@@ -27,7 +28,7 @@ def link(birth: int = REF.birth) -> Any:
 
 def test_nothing_is_kept_for_a_mailbox_that_was_not_announced() -> None:
     holding = Holding()
-    assert holding.take(REF, [b"m"]) is False
+    assert holding.take(REF, [b"m"], 5) is False
     assert not holding.is_full(REF)
     assert list(holding.opened(KEY)) == []
 
@@ -36,9 +37,9 @@ def test_what_waited_leaves_in_order_and_once() -> None:
     holding = Holding()
     holding.full(KEY)
     holding.full(KEY)  # announced again: what waits stays
-    assert all(holding.take(REF, [bytes([number])]) for number in range(5))
-    assert [bytes(body[0])[0] for body in holding.opened(KEY)] == list(range(5))
-    assert holding.take(REF, [b"m"]) is False
+    assert all(holding.take(REF, [bytes([number])], 5) for number in range(5))
+    assert [bytes(operation.body[0])[0] for operation, lane in holding.opened(KEY)] == list(range(5))
+    assert holding.take(REF, [b"m"], 5) is False
     assert len(holding) == 0
 
 
@@ -48,9 +49,9 @@ def test_what_waits_is_bounded(limit: str, value: int, monkeypatch: pytest.Monke
     holding = Holding()
     holding.full(KEY)
     for _ in range(3):
-        holding.take(REF, [bytes(10)])
+        holding.take(REF, [bytes(10)], 5)
     with pytest.raises(Overloaded, match="ada/1/7 is full, and 3 messages wait"):
-        holding.take(REF, [b"m"])
+        holding.take(REF, [b"m"], 5)
 
 
 def test_who_waits_for_room_is_woken_or_told() -> None:
@@ -77,7 +78,7 @@ def test_a_lost_link_loses_what_waited_for_its_mailboxes_only() -> None:
     holding, other = Holding(), CoroRef("00000000000000bb", 1, 0xBB, 7, "bob")
     for ref in (REF, other):
         holding.full((ref.birth, ref.id))
-        holding.take(ref, [b"m"])
+        holding.take(ref, [b"m"], 5)
     assert holding.link_lost(link(), PeerLost("cut")) == 1
     assert not holding.is_full(REF)
     assert holding.is_full(other)
@@ -89,3 +90,18 @@ def test_each_link_is_told_once_that_a_mailbox_is_full() -> None:
     holding.link_lost(lost, PeerLost("gone"))
     assert holding.told_full(7) == {first, second}
     assert holding.told_full(7) == set()
+
+
+def test_the_notice_of_a_coroutine_waits_behind_its_own_messages_only() -> None:
+    holding = Holding()
+    holding.full(KEY)
+    holding.full((REF.birth, 8))
+    holding.take(REF, [b"m"], lane=5)
+    assert holding.defer(REF.birth, 6) == []
+    assert holding.defer(0xBB, 5) == []
+    assert holding.defer(REF.birth, 5) == [REF.id]
+    assert [operation for operation, _ in holding.opened(KEY)] == [Message(REF.id, [b"m"]), Notice(5, REF.id, True)]
+    holding.full(KEY)
+    holding.take(REF, [b"m"], lane=5)
+    holding.defer(REF.birth, 5)
+    assert holding.gone(KEY, PeerLost("cut")) == 1  # a notice is no message

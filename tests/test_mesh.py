@@ -163,6 +163,44 @@ def test_a_full_mailbox_holds_its_own_senders_and_nobody_else() -> None:
     simulate(test)
 
 
+def test_the_notice_comes_after_messages_that_were_held_and_keeps_nobody_else_waiting() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            go, count = asyncio.Event(), coroutines.MAILBOX_MESSAGES + 500
+
+            async def fills(to: CoroRef) -> str:
+                for number in range(count):
+                    to.send(bytes(300_000) if number == count - 300 else number)
+                    if number % 1000 == 0:
+                        await asyncio.sleep(0.1)
+                return "value"
+
+            async def slow(coro: Any = None) -> list[Any]:
+                talker = start(a, fills, coro.ref)
+                await coro.monitor(talker.ref)
+                talkers.append(talker.ref)
+                await go.wait()
+                return [await coro.receive(timeout=5) for _ in range(count + 1)] + [await coro.receive(0)]
+
+            async def asker(coro: Any = None) -> str:
+                return str(await talkers[0].result(timeout=30))
+
+            talkers: list[CoroRef] = []
+            receiver = start(b, slow)
+            await until(lambda: bool(talkers))
+            assert await b.run(asker) == "value"  # a result waits for nobody's mailbox
+            go.set()
+            got = await receiver.result_here()
+            assert [each if isinstance(each, int) else "large" for each in got[:count]] == [
+                *range(count - 300),
+                "large",
+                *range(count - 299, count),
+            ]
+            assert (got[count].reason, got[count].value, got[-1]) == ("normal", "value", None)
+
+    simulate(test)
+
+
 def test_a_queue_past_its_bound_refuses() -> None:
     async def test(world: World) -> None:
         async with world.mesh("b") as b, world.mesh("a", b) as a:
