@@ -19,8 +19,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "discoro"
 
 # Imports go from right to left only. A package counts as one room (cli).
 ORDER = (
-    "errors messages outbox link blobs files directory shipping payload process security transport "
-    "interfaces adverts discovery peers coro requests exits holding names finding local options mesh "
+    "errors messages outbox link blobs files directory shipping payload process security connections sockets listening "
+    "dialling transport interfaces adverts discovery peers coro requests exits holding names finding local options mesh "
     "computation server workers node program pool cli __main__"
 ).split()
 THINKING = {"errors", "messages", "outbox", "link", "blobs"}
@@ -34,7 +34,7 @@ VERSION = "__version__"
 # Each foreign library has its owners, and there are no others: these five are what an installation brings.
 # pickle stands here for what it can do: whoever may unpickle runs code.
 OWNERS = {
-    "zmq": {"transport", "security"},
+    "zmq": {"sockets", "listening", "dialling", "security"},
     "zeroconf": {"discovery"},
     "ifaddr": {"interfaces"},
     "msgpack": {"messages"},
@@ -186,7 +186,7 @@ def test_a_broken_rule_is_seen(room: str, source: str) -> None:
         ("mesh", "from discoro import __version__"),
         ("cli", "from discoro import run\nfrom discoro.cli import banner\nimport os"),
         ("__init__", "from discoro.pool import Pool"),
-        ("transport", "import zmq\nimport time"),
+        ("sockets", "import zmq\nimport time"),
         ("node", "open('file')"),
     ],
 )

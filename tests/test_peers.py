@@ -10,12 +10,12 @@ import pytest
 
 from discoro import messages
 from discoro import peers as rooms
+from discoro.connections import Ended
 from discoro.errors import PeerLost, Refused, Unreachable
 from discoro.link import Link, State
 from discoro.messages import Ack, Bye, Data, Gone, Greeting, Hello, Hold, Message, RefusedFrame, Welcome
 from discoro.peers import Peers
 from discoro.security import Security
-from discoro.transport import Ended
 from tests.support import moved_clock
 
 SECURITY = Security.from_options(secret="a long enough passphrase for tests")

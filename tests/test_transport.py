@@ -24,11 +24,12 @@ from typing import Any
 import pytest
 import zmq
 
-from discoro import transport as module
+from discoro.connections import FRAME_BYTES, FRAME_PARTS, Ended
 from discoro.errors import ConfigError, PortTaken
 from discoro.messages import MAX_FRAME, Part
 from discoro.security import Security
-from discoro.transport import FRAME_BYTES, FRAME_PARTS, Ended, Transport
+from discoro.sockets import FRAMES_PER_TURN
+from discoro.transport import Transport
 from tests.support.memory_network import MemoryNetwork, MemoryTransport
 
 log = logging.getLogger(__name__)
@@ -647,7 +648,7 @@ def test_other_work_goes_on_between_many_frames(kind: Callable[[], World]) -> No
         loop.call_soon(other_work)
         if kind is SocketWorld:
             steps = [after - before for before, after in zip(seen, seen[1:], strict=False)]
-            assert max(steps) <= 2 * module.FRAMES_PER_TURN
+            assert max(steps) <= 2 * FRAMES_PER_TURN
 
     play(kind, scenario)
 
@@ -843,7 +844,7 @@ def test_a_peer_that_sends_too_much_is_cut_off(
         pair = await world.pair()
         _, other = await pair.again()
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_allowed", lambda parts: True)
+            patch.setattr("discoro.transport.allowed", lambda parts: True)
             if side == "here":
                 pair.here.send(pair.conn, parts)
             else:
@@ -859,7 +860,7 @@ def test_a_peer_that_sends_too_much_is_cut_off(
 
 
 def test_a_peer_that_does_not_read_is_cut_off_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QUEUE_FRAMES", 4)
+    monkeypatch.setattr("discoro.sockets.QUEUE_FRAMES", 4)
 
     async def scenario(world: SocketWorld) -> None:
         pair = await world.pair()
@@ -878,7 +879,7 @@ def test_a_peer_that_does_not_read_is_cut_off_and_bounded(monkeypatch: pytest.Mo
 
 def test_a_listener_cut_off_while_its_queue_is_full_says_so_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no room for the request to close; it is made when the peer is heard of again."""
-    monkeypatch.setattr(module, "QUEUE_FRAMES", 4)
+    monkeypatch.setattr("discoro.sockets.QUEUE_FRAMES", 4)
 
     async def scenario(world: SocketWorld) -> None:
         pair = await world.pair()
@@ -895,8 +896,8 @@ def test_a_listener_cut_off_while_its_queue_is_full_says_so_later(monkeypatch: p
 
 def test_a_peer_that_stands_still_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """No TCP connection ends, no byte passes: as with a stopped process or an unplugged cable."""
-    monkeypatch.setattr(module, "HEARTBEAT_MS", 50)
-    monkeypatch.setattr(module, "HEARTBEAT_LIMIT_MS", 150)
+    monkeypatch.setattr("discoro.sockets.HEARTBEAT_MS", 50)
+    monkeypatch.setattr("discoro.sockets.HEARTBEAT_LIMIT_MS", 150)
 
     async def scenario(world: SocketWorld) -> None:
         pair = await world.pair()
@@ -957,7 +958,7 @@ def dial_and_end(address: str, key: str = "one") -> tuple[Ended, str]:
 
 
 def test_a_port_that_says_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HANDSHAKE_MS", 100)
+    monkeypatch.setattr("discoro.sockets.HANDSHAKE_MS", 100)
     with Listener() as silent:
         how, detail = dial_and_end(silent.address)
     assert how is Ended.SILENT and "says nothing" in detail
@@ -966,7 +967,7 @@ def test_a_port_that_says_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("key", ["one", ""])
 def test_a_web_server_is_silent(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the open case libzmq takes it for an ancient peer and reports nothing, ever."""
-    monkeypatch.setattr(module, "DIAL_SECONDS", 0.5)
+    monkeypatch.setattr("discoro.dialling.DIAL_SECONDS", 0.5)
     with Listener(lambda s: s.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")) as web:
         how, _ = dial_and_end(web.address, key)
     assert how is Ended.SILENT
@@ -981,7 +982,7 @@ def test_a_port_that_hangs_up_is_denied() -> None:
 
 def test_no_answer_to_the_connection_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener whose queue is full: its kernel drops every further SYN, as a firewall would."""
-    monkeypatch.setattr(module, "CONNECT_MS", 100)
+    monkeypatch.setattr("discoro.dialling.CONNECT_MS", 100)
     with ExitStack() as stack:
         full = stack.enter_context(socket.create_server((LOOPBACK, 0), backlog=0))
         for _ in range(3):

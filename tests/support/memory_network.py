@@ -16,10 +16,10 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from discoro.connections import FRAME_BYTES, FRAME_PARTS, VIEW_FROM, Ended, Receiver
 from discoro.errors import PortTaken
 from discoro.messages import Part
 from discoro.security import Security
-from discoro.transport import FRAME_BYTES, FRAME_PARTS, VIEW_FROM, Ended, Receiver
 
 CONNECT_SECONDS = 1.0  # as the real one: a dial that nobody answers
 NOTICE_SECONDS = 3.0  # as the real one: heartbeats missed before a connection counts as broken
