@@ -62,8 +62,8 @@ class Computation:
         check_coroutine(computation)
         self.name = getattr(computation, "__name__", "computation")[:NAME_LETTERS]
         self._function = computation
-        self._code = [each for each in depends if _is_code(each)]
         self._paths = _paths_by_name(depends)
+        self._code = [each for each in depends if _is_code(each)]
         self._cleanup = cleanup
         self._id = secrets.token_hex(16)
         self._workers: dict[CoroRef, CoroRef] = {}  # server -> the discoro_server of the worker behind it
@@ -109,9 +109,7 @@ class Computation:
         that the computation does not take are a TypeError of the coroutine, which its `result` raises.
         """
         mesh, server = _mesh(), _server(peer)
-        worker = self._workers.get(server)
-        if worker is None:
-            raise NotSetUp(f"{self.name} is not set up at {server}, or was closed: call setup first")
+        worker = self._worker(server)
         with _named_places({"message[0]": "args", "message[1]": "kwargs"}):
             body = payload.pack((args, kwargs))
         with _named_loss(self.name, server):
@@ -126,9 +124,10 @@ class Computation:
 
         Raises Timeout after `timeout` seconds, NotSetUp, WorkerLost, PeerLost.
         """
-        server = _server(peer)
+        mesh, server = _mesh(), _server(peer)
+        self._worker(server)
         with _named_loss(self.name, server):
-            await _mesh().request(server, "ping", self._arguments(), timeout=timeout)
+            await mesh.request(server, "ping", self._arguments(), timeout=timeout)
         return 0
 
     async def close(
@@ -148,8 +147,8 @@ class Computation:
         """
         mesh, server = _mesh(), _server(peer)
         call = _packed_call(func, args, kwargs)
-        if self._workers.pop(server, None) is None:
-            raise NotSetUp(f"{self.name} is not set up at {server}, or was closed already")
+        self._worker(server)
+        del self._workers[server]
         running = [ref for ref in self._runs.pop(server, ()) if mesh.still_runs(ref)]
         arguments = self._arguments(timeout=close_timeout)
         try:
@@ -163,6 +162,12 @@ class Computation:
 
     def _arguments(self, **more: Any) -> dict[str, Any]:
         return {"id": self._id, **more}
+
+    def _worker(self, server: CoroRef) -> CoroRef:
+        """The discoro_server of the worker that has the computation open for this server; NotSetUp where none has."""
+        if server not in self._workers:
+            raise NotSetUp(f"{self.name} is not set up at {server}, or was closed: call setup first")
+        return self._workers[server]
 
     def _measured(self) -> list[tuple[Shipped, Path]]:
         """Every file as it is now: what was edited since the last setup travels as edited."""
@@ -238,11 +243,14 @@ def _packed_code(functions: Sequence[Any]) -> list[Part]:
         return payload.pack_code(functions)
 
 
+_NO_PLAIN_FUNCTIONS = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+
+
 def _packed_call(func: Callable[..., Any] | None, args: Sequence[Any], kwargs: dict[str, Any] | None) -> list[Part]:
     """`func` and its arguments for setup or close; nothing where there is none."""
     if func is None:
         return []
-    if not inspect.isroutine(func) or inspect.isgeneratorfunction(func) or inspect.iscoroutinefunction(func):
+    if not inspect.isroutine(func) or any(is_other(func) for is_other in _NO_PLAIN_FUNCTIONS):
         raise ConfigError(f"func must be a plain function, without yield and async; this is {func!r:.80}")
     with _named_places({"code[0]": "func", "code[1]": "args", "code[2]": "kwargs"}):
         return payload.pack_code([func, tuple(args), dict(kwargs or {})])
@@ -348,7 +356,8 @@ def _module_files(module: types.ModuleType) -> Iterator[tuple[Path, str]]:
     top_name = module.__name__.partition(".")[0]
     if top_name in sys.stdlib_module_names:
         return  # every worker has it: it runs the same Python
-    file = getattr(sys.modules.get(top_name, module), "__file__", None)
+    top = module if module.__name__ == top_name else sys.modules.get(top_name)
+    file = getattr(top, "__file__", None)
     if file is None or not Path(file).is_file():
         raise ConfigError(f"the module {module.__name__} has no file that could be sent (a namespace package?): name its path")
     path = Path(file).absolute()

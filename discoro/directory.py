@@ -70,8 +70,11 @@ def keep(directory: Path) -> None:
 
 def remove_unless_kept(directory: Path) -> None:
     """Remove the directory of a worker that ended, whatever it left there."""
-    if not (directory / KEPT).exists():
-        shutil.rmtree(directory, onerror=lambda _, path, why: log.warning("! %s stays behind: %s", path, why[1]))
+    if (directory / KEPT).exists():
+        return
+    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():  # a directory without permissions in it, say
+        log.warning("! %s could not be removed whole", directory)
 
 
 _OTHER = "Choose another directory with --dest_path"

@@ -27,7 +27,7 @@ ACK_BYTES = 1 * messages.MIB  # and received bytes
 GREETING_TIMEOUT = 3.0  # seconds for a welcome; as long as libzmq's own handshake may take
 REDIAL_FIRST, REDIAL_MOST = 0.05, 2.0  # seconds between dials; doubled each time; at once after a connection of use
 REFUSED_GRACE = 3.0  # seconds until an address that refuses, where the peer was never met, counts as its end
-WORKER_GRACE = 1.0  # seconds that the node of a worker that is gone has to say how it ended
+WORKER_GRACE = 0.5  # seconds that the node of a worker that is gone has to say how it ended
 
 
 class State(enum.Enum):

@@ -10,22 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from discoro.adverts import Advert
 from discoro.coro import Coro
 from discoro.directory import NodeDirectory, keep
-from discoro.errors import CloseFailed, ConfigError, NotSetUp, SetupFailed, Timeout, WorkerLost
+from discoro.errors import CloseFailed, ConfigError, DiscoroError, NotSetUp, SetupFailed, Timeout, WorkerLost
 from discoro.files import Shipped, Store, checked_files
 from discoro.finding import BASE_PORT
 from discoro.mesh import Mesh
-from discoro.messages import PROTOCOL_VERSION, Greeting
+from discoro.messages import PROTOCOL_VERSION, Greeting, Part
 from discoro.options import Place
 from discoro.requests import Incoming
-from discoro.server import serve, take_chunk, text_of, timeout_of
+from discoro.server import bodies, serve, take_chunk, text_of, timeout_of
 from discoro.workers import Held, Worker, Workers
 
 log = logging.getLogger("discoro.node")
@@ -34,6 +35,7 @@ PORT_RANGE = 500  # workers listen on the base port + 1 … + PORT_RANGE: a rest
 MAX_SLOTS = PORT_RANGE // 2  # so that every slot has a port for its worker, and one for that worker's successor
 WORKERS_PER_SLOT = 8  # clients that may share one slot: each costs a process of some 35 MB
 GONE_KEPT = 1000  # computations lost with their workers, remembered so that ping and close can say how
+GIVE_UP_TIMEOUT = 1.0  # seconds for a worker to close a computation whose setup was given up, before it is killed
 CLOSE_LATER = 1.0  # seconds on top of close's timeout, after which the worker itself can say what was stuck
 
 
@@ -47,11 +49,21 @@ class NodeOptions:
     max_file_size: int = 0
 
 
-class Opening(NamedTuple):
+@dataclass(eq=False)
+class Opening:
     """A setup under way."""
 
     client: int  # its birth
     task: asyncio.Task[Any]
+    abandoned: Sequence[Worker] | None = None  # where it must be closed, once it is given up
+
+    def give_up(self, holding: Sequence[Worker]) -> None:
+        """End it, once; the workers that hold the computation get nothing new until it is closed there."""
+        if self.abandoned is None:
+            self.abandoned = holding
+            for worker in holding:
+                worker.in_doubt = True
+            self.task.cancel()
 
 
 class Slot:
@@ -63,7 +75,7 @@ class Slot:
         self._store = store
         self._number = number
         self._placing = asyncio.Lock()  # one computation at a time gets its worker, so that a client's share one
-        self._opening: dict[str, Opening] = {}
+        self._opening: dict[str, list[Opening]] = {}  # by computation, one after another
         self._gone: OrderedDict[str, str] = OrderedDict()  # computations lost with a worker, and how
         self.coro = Coro.start(mesh, self._serve, name="discoro_server")
 
@@ -79,6 +91,10 @@ class Slot:
     def _here(self) -> list[Worker]:
         return self._workers.at(self._number)
 
+    def _holding(self, number: str) -> list[Worker]:
+        """The workers that have a computation, or are about to."""
+        return [worker for worker in self._here() if number in worker.computations]
+
     # -------------------------------------------------------------- verbs
 
     async def offer(self, incoming: Incoming) -> None:
@@ -93,11 +109,15 @@ class Slot:
         number = text_of(incoming.arguments, "id")
         task = asyncio.current_task()
         assert task is not None
-        opening = self._opening[number] = Opening(incoming.peer.birth, task)
+        opening, openings = Opening(incoming.peer.birth, task), self._opening.setdefault(number, [])
+        openings.append(opening)
         try:
-            await self._open(incoming, number)
+            if len(openings) > 1:  # perhaps given up: nothing of it shall meet this one
+                await asyncio.wait([openings[-2].task])
+            await self._open(incoming, number, opening)
         finally:
-            if self._opening.get(number) is opening:
+            openings.remove(opening)
+            if not openings:
                 del self._opening[number]
 
     async def run(self, incoming: Incoming) -> None:
@@ -113,13 +133,12 @@ class Slot:
     async def close(self, incoming: Incoming) -> None:
         """Close the computation in its worker, or kill the worker where it cannot be; the last one ends the worker."""
         number = text_of(incoming.arguments, "id")
-        opening = self._opening.pop(number, None)
-        if opening is not None:
-            opening.task.cancel()  # the setup was given up; _undo leaves nothing of it
+        if number in self._opening:
+            self._give_up(self._opening[number], number)
             incoming.reply(0)
             return
-        timeout = timeout_of(incoming.arguments)
-        closing = [self._close_in(worker, number, timeout, incoming) for worker in self._find(incoming)]
+        timeout, (_, func) = timeout_of(incoming.arguments), bodies(incoming)
+        closing = [self._close_in(worker, number, timeout, func) for worker in self._find(incoming)]
         for failed in await asyncio.gather(*closing, return_exceptions=True):  # every one is closed, whatever one says
             if failed is not None:
                 raise failed
@@ -127,7 +146,7 @@ class Slot:
 
     # -------------------------------------------------------------- opening
 
-    async def _open(self, incoming: Incoming, number: str) -> None:
+    async def _open(self, incoming: Incoming, number: str, opening: Opening) -> None:
         files = checked_files(incoming.arguments.get("files"))
         name, cleanup = text_of(incoming.arguments, "name"), bool(incoming.arguments.get("cleanup", True))
         missing = self._store.missing(files)
@@ -140,7 +159,10 @@ class Slot:
             worker.computations[number] = Held(name, digests, cleanup, opening=before is None)
         try:
             answer = await self._mesh.request(worker.server, "setup", incoming.arguments, incoming.body)
-        except BaseException:
+        except asyncio.CancelledError:
+            await self._abandon(opening.abandoned or (), number)
+            raise
+        except DiscoroError:
             await self._undo(worker, number, before)
             raise
         self._opened(worker, number)
@@ -149,7 +171,7 @@ class Slot:
     async def _worker_for(self, client: Greeting, number: str, files: list[Shipped]) -> Worker:
         """The worker for a computation: one that serves the client already, first the one that has it, or a warm one."""
         here = self._here()
-        fit = [worker for worker in here if worker.serves(client) and not worker.conflicts(number, files)]
+        fit = [worker for worker in here if worker.takes(client) and not worker.conflicts(number, files)]
         if fit:
             return min(fit, key=lambda worker: number not in worker.computations)
         if len(here) >= WORKERS_PER_SLOT:
@@ -160,9 +182,8 @@ class Slot:
 
     def _opened(self, worker: Worker, number: str) -> None:
         """It runs there from now on: what was opened of it elsewhere only waits to be closed."""
-        for other in self._here():
-            if other is not worker and number in other.computations:
-                other.computations[number].replaced = True
+        for other in self._holding(number):
+            other.computations[number].replaced = other is not worker
         held = worker.computations[number]
         held.opening = False
         if not held.cleanup:
@@ -170,23 +191,42 @@ class Slot:
         self._gone.pop(number, None)
 
     async def _undo(self, worker: Worker, number: str, before: Held | None) -> None:
-        """A setup failed or was given up: nothing of it stays, and a worker that was adopted for it alone ends."""
+        """A setup failed: all is as before, and a worker that was adopted for it alone ends."""
         if before is not None:
             worker.computations[number] = before
             return
         worker.computations.pop(number, None)
         if not worker.computations:
             await self._workers.kill(worker, "its setup failed")
-        else:
-            self._mesh.ask_later(worker.server, "close", {"id": number, "timeout": 0.0, "code": 0})
+
+    def _give_up(self, openings: Sequence[Opening], number: str) -> None:
+        for opening in openings:
+            opening.give_up(self._holding(number))
+
+    async def _abandon(self, holding: Sequence[Worker], number: str) -> None:
+        """A setup was given up: the computation is closed, and a worker that stays busy, or has nothing else, is killed."""
+        for failed in await asyncio.gather(*(self._clear(each, number) for each in holding), return_exceptions=True):
+            if failed is not None:
+                log.info("! giving up a setup: %s", failed)
+
+    async def _clear(self, worker: Worker, number: str) -> None:
+        try:
+            if len(worker.computations) == 1 and worker.computations[number].opening:
+                worker.computations.clear()
+                await self._workers.kill(worker, "its setup was given up")
+            else:
+                await self._close_in(worker, number, GIVE_UP_TIMEOUT, ())
+        finally:
+            worker.in_doubt = False
 
     # -------------------------------------------------------------- closing
 
-    async def _close_in(self, worker: Worker, number: str, timeout: float, incoming: Incoming) -> None:
+    async def _close_in(self, worker: Worker, number: str, timeout: float, func: Sequence[Part]) -> None:
         held = worker.computations[number]
-        body = () if held.replaced else incoming.body
+        arguments = {"id": number, "timeout": timeout, "code": 0}
+        body = () if held.replaced else func
         try:
-            await self._mesh.request(worker.server, "close", incoming.arguments, body, timeout=timeout + CLOSE_LATER)
+            await self._mesh.request(worker.server, "close", arguments, body, timeout=timeout + CLOSE_LATER)
         except Timeout:
             raise await self._kill_busy(worker, held, timeout) from None
         except CloseFailed as error:
@@ -208,8 +248,7 @@ class Slot:
     def _find(self, incoming: Incoming) -> list[Worker]:
         """The workers that hold a computation (several where it was set up again with other files), the current one first."""
         number = text_of(incoming.arguments, "id")
-        holding = [worker for worker in self._here() if number in worker.computations]
-        found = [worker for worker in holding if not worker.computations[number].opening]
+        found = [worker for worker in self._holding(number) if not worker.computations[number].opening]
         if not found:
             how = self._gone.get(number)
             if how is not None:
@@ -230,11 +269,10 @@ class Slot:
 
     def client_lost(self, client: Greeting) -> None:
         """A client that is gone leaves nothing: its setups are given up, its workers end."""
-        for opening in self._opening.values():
-            if opening.client == client.birth:
-                opening.task.cancel()
+        for number, openings in self._opening.items():
+            self._give_up([each for each in openings if each.client == client.birth], number)
         for worker in self._here():
-            if worker.serves(client):
+            if worker.belongs_to(client) and not worker.ending:
                 worker.ending = f"its client {client.name}/{client.pid} is gone"
                 self._mesh.spawn(self._workers.kill(worker, worker.ending))
 

@@ -159,7 +159,8 @@ class Peers:
             inquiry.set_exception((Refused if how is Ended.DENIED else Unreachable)(detail))
         link = self._by_connection.pop(connection, None)
         if link is not None:
-            nobody = how in (Ended.REFUSED, Ended.DENIED)
+            # Who had our key once has it still: then a handshake that broke off is a broken connection like any other.
+            nobody = how is Ended.REFUSED or (how is Ended.DENIED and not link.opened)
             link.ended_connection(connection, self._loop.time(), detail, refused=nobody)
             self._settle(link)
 

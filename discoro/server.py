@@ -66,7 +66,8 @@ def discoro_server(name: str = "discoro_server") -> Generator[Any, Any, None]:
             yield from serve(backend, mesh.register(current_coro(), name))
         finally:
             backend.abandon()
-            sys.path.remove(str(files))
+            with contextlib.suppress(ValueError):  # somebody's code has set up sys.path anew
+                sys.path.remove(str(files))
 
 
 def serve(backend: Backend, begin: Awaitable[Any] | None = None) -> Generator[Any, Any, None]:
@@ -107,8 +108,8 @@ class Opened:
     name: str
     client: Greeting
     cleanup: bool
-    function: Callable[..., Any]
     namespace: payload.Namespace
+    function: Callable[..., Any] = field(init=False, repr=False)  # once its code is built
     files: dict[Path, str] = field(default_factory=dict)  # and the digest of each
     coros: set[Coro] = field(default_factory=set)
     closing: bool = False
@@ -209,7 +210,7 @@ class Computations:
     @staticmethod
     def _new(incoming: Incoming, number: str) -> Opened:
         name, cleanup = text_of(incoming.arguments, "name"), bool(incoming.arguments.get("cleanup", True))
-        return Opened(number, name, incoming.peer, cleanup, _nothing, payload.Namespace(f"{name} of {incoming.peer.name}"))
+        return Opened(number, name, incoming.peer, cleanup, payload.Namespace(f"{name} of {incoming.peer.name}"))
 
     def _place(self, files: Sequence[Shipped], opened: Opened, before: Opened | None) -> None:
         had = before.files if before else {}
@@ -272,10 +273,6 @@ class Computations:
         unload(free)
         if opened.cleanup:
             remove_files(free, self._directory)
-
-
-def _nothing() -> None:
-    """The function of a computation whose code is not built yet."""
 
 
 def _built(code: Sequence[Part], namespace: payload.Namespace) -> Callable[..., Any]:

@@ -40,8 +40,8 @@ STARTS = max(2, os.cpu_count() or 1)  # workers that start at the same time: eac
 GIVE_UP = 3  # workers in a row that died as they started: whoever waits for one is told
 PAUSE_FIRST, PAUSE_MOST = 0.1, 30.0  # seconds before the next start after such a death, doubled each time
 SPARE_WORKERS = 1  # warm ones beyond those for free slots: for the client that comes to a busy slot
-LAST_LINES = 20  # of a worker's output, kept for the exit reason
-TOLD_LINES, TOLD_CHARACTERS = 5, 300  # of these, in an exit reason, and of each: it goes to everybody who is linked
+LAST_LINES, LAST_CHARACTERS = 120, 300  # of a worker's output, and of each line, are kept: a crash's stack has 100
+TOLD_LINES = 5  # of these are told in an exit reason, which goes to everybody who is linked
 LINE_BYTES = 64 * 1024  # the longest line of output taken in one piece
 
 
@@ -52,6 +52,7 @@ class Held:
     name: str
     files: dict[str, str]  # name -> digest
     cleanup: bool
+    opening: bool  # its first setup there is under way
     replaced: bool = False  # set up again in another worker: it only waits to be closed
 
 
@@ -62,13 +63,14 @@ class Worker:
     directory: Path
     token: str  # that it shows when it is ready, so that nobody else can be taken for it
     ready: asyncio.Future[CoroRef]  # the reference of its discoro_server
-    gone: asyncio.Future[str]  # how it ended
+    gone: asyncio.Future[str]  # how it ended, once it left nothing
     output: Output
     child: Child = field(init=False)
     slot: int | None = None
     client: Greeting | None = None
     computations: dict[str, Held] = field(default_factory=dict)
     ending: str = ""  # why the node ends it, if it does
+    in_doubt: bool = False  # perhaps stuck in a setup that was given up: nothing new goes there until that is known
 
     @property
     def pid(self) -> int:
@@ -83,9 +85,12 @@ class Worker:
         state = f"slot {self.slot} of {self.client.name}/{self.client.pid}" if self.client else "warm"
         return f"<Worker {self.pid} {state} computations={len(self.computations)}>"
 
-    def serves(self, client: Greeting) -> bool:
-        """Whether it is this client's, and goes on."""
-        return self.client is not None and self.client.birth == client.birth and not self.ending and not self.gone.done()
+    def belongs_to(self, client: Greeting) -> bool:
+        return self.client is not None and self.client.birth == client.birth
+
+    def takes(self, client: Greeting) -> bool:
+        """Whether it is this client's, and takes further computations."""
+        return self.belongs_to(client) and not self.ending and not self.in_doubt
 
     def conflicts(self, number: str, files: Iterable[Shipped]) -> bool:
         """Whether a file name stands for another content here already, in another computation than `number`."""
@@ -116,14 +121,15 @@ class Output:
     def _taken(self, whole: list[bytes]) -> list[str]:
         lines = [line.decode("utf-8", "replace").translate(_CONTROLS) for line in whole]
         if lines:
-            self.last.extend(lines)
+            self.last.extend(line[:LAST_CHARACTERS] for line in lines)
             self.came.set()
         return lines
 
     def summary(self) -> str:
-        """The last lines, in one."""
-        lines = [line.strip()[:TOLD_CHARACTERS] for line in self.last if line.strip()]
-        return " | ".join(lines[-TOLD_LINES:])
+        """The last lines, in one; after a crash in C, where it was."""
+        lines = [line.strip() for line in self.last if line.strip()]
+        crash = next((at for at, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
+        return " | ".join(lines[-TOLD_LINES:] if crash is None else lines[crash : crash + TOLD_LINES])
 
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(10, 32), *range(127, 160))}
@@ -238,16 +244,16 @@ class Workers:
         except OSError as error:  # no more processes, no such directory, …
             self._died(f"could not be started: {error}")
             return
-        either: list[asyncio.Future[Any]] = [worker.ready, worker.gone]
+        either: list[asyncio.Future[Any]] = [worker.ready, worker.child.ended]
         await asyncio.wait(either, timeout=READY_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-        if worker.gone.done():
-            return  # which was counted
-        if not worker.ready.done():
+        if worker.child.ended.done():
+            await asyncio.wait([worker.gone])  # where it is counted
+        elif not worker.ready.done():
             await self.kill(worker, f"it was not ready in {READY_TIMEOUT:g} s")
-            return
-        self._deaths = 0
-        self._warm.append(worker)
-        self._tell_waiting()
+        else:
+            self._deaths = 0
+            self._warm.append(worker)
+            self._tell_waiting()
 
     def _launch(self) -> Worker:
         loop = asyncio.get_running_loop()
@@ -300,7 +306,13 @@ class Workers:
         self._print(worker, worker.output.end())
         del self._all[worker.pid]
         how = f"{self._mesh.me.name}/{worker.pid} {exit_reason(status, worker)}"
-        worker.gone.set_result(how)
+        try:
+            self._tell_end(worker, how)
+            await asyncio.to_thread(remove_unless_kept, worker.directory)
+        finally:
+            worker.gone.set_result(how)
+
+    def _tell_end(self, worker: Worker, how: str) -> None:
         if worker.ready.done():
             self._mesh.tell_lost(worker.server.birth, how)
             if not worker.ending:
@@ -312,7 +324,6 @@ class Workers:
             self._deaths = max(1, self._deaths)  # whatever killed it gets no faster than we start others
         self.on_ended(worker, how)
         self.refill()
-        await asyncio.to_thread(remove_unless_kept, worker.directory)
 
     def _died(self, how: str) -> None:
         """A worker did not come as far as being ready."""

@@ -64,7 +64,9 @@ def test_a_name_that_leaves_its_directory_anywhere_is_refused(name: str) -> None
         checked_name(name)
 
 
-@pytest.mark.parametrize("name", ["a", "a.txt", ".hidden", "a/b/c.py", "..a", "a b", "naïve.txt", "数据.csv", "-rf", "~", "$HOME"])
+@pytest.mark.parametrize(
+    "name", ["a", "a.txt", ".hidden", "a/b/c.py", "..a", "a b", "naïve.txt", "数据.csv", "-rf", "~", "$HOME"]
+)
 def test_an_ordinary_name_passes(name: str) -> None:
     assert checked_name(name) == name
 

@@ -944,14 +944,14 @@ def test_whatever_ends_a_link_ends_both_sides_and_every_message_is_delivered_or_
     assert all(reasons) and not any("protocol" in reason for reason in reasons), f"seed {seed}: {reasons}"
 
 
-def test_a_worker_whose_port_refuses_gets_a_second_for_its_node_to_say_how_it_ended() -> None:
+def test_a_worker_whose_port_refuses_gets_a_moment_for_its_node_to_say_how_it_ended() -> None:
     network, low, high = two()
     high.me = high.me._replace(role="worker")
     link = low.link(high)
     network.run(1)
     assert link.state is State.OPEN
     high.crash()
-    network.run(0.9)
+    network.run(0.4)
     assert not link.ended
     network.run(0.3)
     assert link.ended

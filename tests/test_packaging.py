@@ -82,7 +82,7 @@ def test_the_sdist_holds_the_package_and_its_documents(built: Built) -> None:
     beside = {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.cfg", "docs/index.md"}
     assert sources() | beside <= names
     folders = {name.partition("/")[0] for name in names if "/" in name}
-    assert folders == {"discoro", "discoro.egg-info", "docs"}
+    assert folders == {"discoro", "discoro.egg-info", "docs", "examples"}
 
 
 def test_the_licence_is_named_in_the_metadata(built: Built) -> None:

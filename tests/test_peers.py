@@ -329,3 +329,21 @@ def test_a_second_birth_over_one_connection_leaves_the_first_without_it() -> Non
         assert recorder.told[-1] == Message(5, (b"x",))
 
     with_peers(test)
+
+
+def test_a_handshake_that_breaks_off_ends_no_link_that_was_open() -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        link = peers.link(THEM.birth, ["127.0.0.1:2"])
+        peers.connected(101)
+        peers.received(101, welcome(THEM._replace(session=9, resume=link.session)))
+        assert link.state is State.OPEN
+        peers.ended(101, Ended.BROKEN, "cut")
+        await asyncio.sleep(0.5)
+        peers.ended(102, Ended.DENIED, "it cut off the handshake")
+        assert not link.ended
+        await asyncio.sleep(3)
+        assert len(recorder.dialled) >= 3
+        peers.ended(100 + len(recorder.dialled), Ended.REFUSED, "nobody")
+        assert link.ended
+
+    with_peers(test)

@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("-c", "--cpus", type=int, default=0, metavar="N", help="slots: N; 0: one for each processor; -N: all but N")
     p.add_argument("-n", "--name", type=name_of, help="name of this node (default: the host's name)")
-    p.add_argument("--cluster", type=name_of, default="default", help="only members of the same cluster meet (default: default)")
+    p.add_argument("--cluster", type=name_of, default="default", help="only members of one cluster meet (default: default)")
     p.add_argument("--dest-path", "--dest_path", type=Path, metavar="DIR", help="where files go (or DISCORO_DEST_PATH)")
     size = "largest file taken: 20m, 1g (default 0: any)"
     p.add_argument("--max-file-size", "--max_file_size", type=size_of, default=0, metavar="SIZE", help=size)
@@ -189,7 +189,7 @@ def port_of(text: str) -> int:
 
 def name_of(text: str) -> str:
     if not 0 < len(text.encode()) <= LABEL_LIMIT or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"{text!r:.80} is no name: 1 to {LABEL_LIMIT} bytes that can be printed, as mDNS takes them")
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is no name: 1 to {LABEL_LIMIT} bytes (mDNS), all printable")
     return text
 
 
@@ -258,8 +258,8 @@ def told(node: Node) -> Iterator[tuple[str, str]]:
 
 def wrapped(heading: str, text: str, columns: int) -> list[str]:
     """One row of the banner, in lines that fit; what cannot be divided, such as a path, is left whole."""
-    wrapper = textwrap.TextWrapper(max(columns, 40), f"  {heading:10}", " " * 12, break_long_words=False, break_on_hyphens=False)
-    return wrapper.wrap(text)
+    first, further = f"  {heading:10}", " " * 12
+    return textwrap.TextWrapper(max(columns, 40), first, further, break_long_words=False, break_on_hyphens=False).wrap(text)
 
 
 def red(text: str) -> str:

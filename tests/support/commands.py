@@ -193,4 +193,4 @@ class Machines:
     def _refuse_noise(self) -> None:
         for command in self._commands:
             noisy = [word for word in NOISE if word in command.output]
-            assert not noisy, f"{command.process.args} left {noisy} in its output:\n{command.output}"
+            assert not noisy, f"{command.process.args!r} left {noisy} in its output:\n{command.output}"

@@ -33,7 +33,8 @@ class Proxy:
         self._addresses: dict[str, str] = {}
         self._thread = threading.Thread(target=self._serve, name="proxy", daemon=True)
         self._closing = False
-        self.moved = 0  # bytes, both ways
+        self._doomed: set[socket.socket] = set()  # connections that are reset with their first bytes
+        self._to_doom = 0
 
     def __enter__(self) -> Proxy:
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -63,9 +64,10 @@ class Proxy:
             self._addresses[target] = f"127.0.0.1:{listener.getsockname()[1]}"
         return self._addresses[target]
 
-    def cut(self) -> int:
-        """Reset every connection now; how many there were."""
+    def cut(self, again: int = 0) -> int:
+        """Reset every connection now, and the next `again` ones in the middle of their handshakes; how many there were."""
         with self._lock:
+            self._to_doom += again
             ends = list(self._pairs)
             for end in ends:
                 self._drop(end)
@@ -100,6 +102,9 @@ class Proxy:
             one.settimeout(10)  # a peer that does not read for so long is broken; the test fails
             self._pairs[one] = other
             self._selector.register(one, selectors.EVENT_READ)
+        if self._to_doom:
+            self._to_doom -= 1
+            self._doomed |= {near, far}
 
     def _move(self, source: socket.socket, sink: socket.socket) -> None:
         try:
@@ -107,8 +112,7 @@ class Proxy:
             sink.sendall(data)
         except OSError:
             data = b""
-        self.moved += len(data)
-        if not data:
+        if not data or source in self._doomed:
             self._drop(source)
 
     def _drop(self, end: socket.socket) -> None:
@@ -117,6 +121,7 @@ class Proxy:
         if other is None:
             return
         self._pairs.pop(other, None)
+        self._doomed -= {end, other}
         for each in (end, other):
             self._selector.unregister(each)
             _reset(each)

@@ -1,0 +1,433 @@
+"""The command discoro-node: its options, what it says, its exit status, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import contextlib
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discoro.cli import node as command
+from discoro.cli.node import host_of, name_of, parser, port_of, processors, size_of, slots_of, wrapped
+from discoro.errors import ConfigError
+from discoro.mesh import VERSION
+from tests.support.commands import ROOT, Machines, NodeCommand
+from tests.support.nodes import COMMAND, LOOPBACK, a_node, children, environment, files_below, until_ended, until_gone
+
+WAYS = {
+    "python -m discoro": COMMAND,
+    "bin/discoro-node": [sys.executable, str(ROOT / "bin" / "discoro-node")],
+    "discoro-node": [sys.executable, "-c", "import sys; from discoro.cli.node import main; sys.exit(main())"],
+}
+
+
+def run(tmp_path: Path, *options: str, way: str = "python -m discoro", **more: str) -> subprocess.CompletedProcess[str]:
+    """The command, where it ends by itself."""
+    return subprocess.run(
+        [*WAYS[way], *options], env=environment(tmp_path, **more), cwd=tmp_path, capture_output=True, text=True, timeout=30
+    )
+
+
+# Wrong usage and what cannot be used, first.
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_unknown_option_is_refused_with_the_usage(tmp_path: Path, way: str) -> None:
+    done = run(tmp_path, "--nodes", way=way)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: discoro-node") and "unrecognized arguments: --nodes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--dest",),  # no abbreviations: a later option would change their meaning
+        ("-c", "many"),
+        ("-c", "1.5"),
+        ("-p", "70000"),
+        ("-p", "65500"),  # no room for the workers
+        ("-u", "-1"),
+        ("-u", "٣"),
+        ("--max_file_size", "big"),
+        ("--max_file_size", "-1"),
+        ("-n", ""),
+        ("-n", "x" * 64),
+        ("-n", "a\nb"),
+        ("--cluster", ""),
+        ("--ext_ip_addr", "host:1"),
+        ("--ext_ip_addr", "a host"),
+        ("-d", "extra"),
+    ],
+)
+def test_wrong_usage(options: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(options)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: discoro-node")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-c", "-1000"), "-c -1000 leaves no processor"),
+        (("-c", "1000"), "1000 slots: a node has 1 to 250"),
+        (("-i", "203.0.113.77"), "203.0.113.77: no interface of this machine"),
+        (("--peer", "host:port"), "'host:port' is not an address"),
+        (("--key-file", "."), "cannot be read (Is a directory)"),
+        (("--key-file", "junk"), "junk holds no cluster key"),
+        (("--dest_path", "junk"), "junk cannot be written"),
+        (("--dest_path", "/proc/self/files"), "/proc/self/files cannot be written"),
+        (("-s", "short"), "the secret has 5 characters"),
+        (("--certfile", "none.pem"), "none.pem cannot be read"),
+        (("--keyfile", "none.pem"), "--keyfile needs --certfile"),
+        (("--open", "-s", "long enough a secret"), "exclude each other"),
+        (("--child",), "--child is for programs"),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    (tmp_path / "junk").write_text("junk")
+    (tmp_path / "junk").chmod(0o600)
+    done = run(tmp_path, *LOOPBACK, *options)
+    assert (done.returncode, done.stdout) == (78, ""), done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_named_and_what_to_do(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        if port > 65535 - 500:
+            pytest.skip("the system gave one of the last ports")
+        done = run(tmp_path, "-i", "127.0.0.1", "--no-mdns", "-u", str(port))
+    assert done.returncode == 69
+    assert f"port {port} is taken" in done.stderr and "choose another port (-p)" in done.stderr
+    assert files_below(tmp_path / "files") == []
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("spellings", "value", "field", "expected"),
+    [
+        (("-c", "--cpus"), "3", "cpus", 3),
+        (("-c", "--cpus"), "-1", "cpus", -1),
+        (("-c", "--cpus"), "0", "cpus", 0),
+        (("-i", "--ip_addr", "--ip-addr"), "10.0.0.1", "ip_addr", ["10.0.0.1"]),
+        (("--ext_ip_addr", "--ext-ip-addr"), "192.0.2.7", "ext_ip_addr", "192.0.2.7"),
+        (("-u", "--urp_port", "--udp_port", "--udp-port", "-p", "--port"), "9700", "port", 9700),
+        (("-n", "--name"), "ada", "name", "ada"),
+        (("--dest_path", "--dest-path"), "/tmp/x", "dest_path", Path("/tmp/x")),
+        (("--max_file_size", "--max-file-size"), "20m", "max_file_size", 20 << 20),
+        (("-s", "--secret"), "hush", "secret", "hush"),
+        (("--certfile",), "c.pem", "certfile", "c.pem"),
+        (("--keyfile",), "k.pem", "keyfile", "k.pem"),
+        (("--key_file", "--key-file"), "key", "key_file", "key"),
+        (("--cluster",), "lab", "cluster", "lab"),
+        (("--peer",), "ada:24200", "peer", ["ada:24200"]),
+    ],
+)
+def test_every_spelling_of_an_option(spellings: tuple[str, ...], value: str, field: str, expected: object) -> None:
+    for spelling in spellings:
+        assert getattr(parser().parse_args([spelling, value]), field) == expected
+    assert getattr(parser().parse_args([]), field) != expected or value == "0"
+
+
+@pytest.mark.parametrize("spelling", ["-d", "--debug", "--open", "--no-mdns", "--json-ready"])
+def test_every_switch(spelling: str) -> None:
+    field = "debug" if spelling == "-d" else spelling.strip("-").replace("-", "_")
+    assert getattr(parser().parse_args([spelling]), field) is True
+    assert getattr(parser().parse_args([]), field) is False
+
+
+def test_addresses_and_peers_may_be_several() -> None:
+    options = parser().parse_args(["-i", "10.0.0.1", "--ip_addr", "::1", "--peer", "a", "--peer", "b"])
+    assert (options.ip_addr, options.peer) == (["10.0.0.1", "::1"], ["a", "b"])
+
+
+def test_slots_are_positive_negative_or_all_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "processors", lambda: 8)
+    assert [slots_of(cpus) for cpus in (1, 100, 0, -1, -7)] == [1, 100, 8, 7, 1]
+    with pytest.raises(ConfigError, match="-c -8 leaves no processor of 8: use -c -7 or more"):
+        slots_of(-8)
+
+
+def test_processors_are_those_that_this_process_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert processors() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert processors() == len(allowed)
+
+
+def test_sizes() -> None:
+    assert [size_of(text) for text in ("0", "20971520", "20m", "20MB")] == [0, 20 << 20, 20 << 20, 20 << 20]
+    assert [size_of(text) for text in ("3k", "1g", "1T", "7b")] == [3072, 1 << 30, 1 << 40, 7]
+
+
+@pytest.mark.parametrize(
+    ("convert", "texts"),
+    [
+        (size_of, ("", "b", "m", "1.5g", "²", "0x10")),
+        (port_of, ("", "²", "1 ", "65036")),
+        (host_of, ("", "[::1", "::1", "a/b")),
+        (name_of, ("", "\x1b[2J", "é" * 32)),
+    ],
+)
+def test_what_is_no_value(convert: Any, texts: tuple[str, ...]) -> None:
+    for text in texts:
+        with pytest.raises(argparse.ArgumentTypeError, match="is no "):
+            convert(text)
+
+
+def test_the_default_for_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISCORO_DEST_PATH", "/given")
+    assert command.default_dest_path() == Path("/given")
+    monkeypatch.delenv("DISCORO_DEST_PATH")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert command.default_dest_path() == Path("/cache/discoro")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert command.default_dest_path() == Path("/home/ada/.cache/discoro")
+
+
+def test_the_installed_command_is_this_one() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert "discoro-node = discoro.cli.node:main" in setup["options.entry_points"]["console_scripts"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_help_says_where_mdns_stays(tmp_path: Path, way: str) -> None:
+    done = run(tmp_path, "--help", way=way, COLUMNS="80")
+    assert done.returncode == 0 and "mDNS, which stays on UDP 5353" in " ".join(done.stdout.split())
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_without_the_dependencies_the_launcher_says_what_to_do(tmp_path: Path) -> None:
+    for library in ("zmq", "msgpack", "dill"):
+        (tmp_path / f"{library}.py").write_text(f"raise ModuleNotFoundError('gone', name={library!r})")
+    done = run(tmp_path, way="bin/discoro-node", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 69
+    assert done.stderr.count("\n") == 1 and "pip install" in done.stderr and "Traceback" not in done.stderr
+
+
+# What it says.
+
+
+def test_the_ready_line_is_the_one_line_on_standard_output(tmp_path: Path) -> None:
+    with Machines(tmp_path) as machines:
+        node = machines.node("ada", "-c", "2", "--cluster", "lab")
+        assert node.ready == {
+            "name": "ada",
+            "node": node.ready["node"],
+            "pid": node.pid,
+            "cluster": "lab",
+            "addresses": node.ready["addresses"],
+            "slots": 2,
+        }
+        (address,) = node.ready["addresses"]
+        socket.create_connection(address.split(":")).close()
+        node.process.terminate()
+        assert node.process.stdout is not None
+        assert node.process.stdout.read() == b""
+        assert node.end(5) == 0
+
+
+def test_the_banner(tmp_path: Path) -> None:
+    with a_node(tmp_path, "--ext_ip_addr", "gate.example.org") as node:
+        port = node.address.rpartition(":")[2]
+        said = " ".join(node.output.split())
+        assert said.startswith(f"discoro {VERSION} node node cluster default slots {processors()} (")
+        assert f"files {tmp_path}/files-node address gate.example.org:{port}, 127.0.0.1:{port} " in said
+        assert f" ports TCP {port}, workers any free ones trust key {tmp_path}/cluster.key (made now) ready Ctrl-C" in said
+
+
+def test_the_banner_tells_the_ports_and_what_is_left_out(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = min(free.getsockname()[1], 65000)
+    with a_node(tmp_path, "-u", str(port), "--open") as node:
+        assert f"ports     TCP {port}, workers {port + 1} to {port + 500}\n" in node.output
+        assert "OPEN: whoever reaches these addresses can run code here" in node.output
+        for line in node.output.splitlines():
+            assert "\033" not in line and (len(line) <= 80 or str(tmp_path) in line)
+
+
+def test_rows_of_the_banner_fit_the_terminal() -> None:
+    rows = wrapped("address", ", ".join(["10.20.30.40:24200"] * 9), 80)
+    assert rows[0].startswith("  address   10.") and all(row.startswith(" " * 12 + "10.") for row in rows[1:])
+    assert max(map(len, rows)) <= 80 and len(rows) > 1
+    assert wrapped("files", "/a/long-path/" * 9, 40) == ["  files     " + "/a/long-path/" * 9]
+
+
+def test_a_secret_shows_in_no_output(tmp_path: Path) -> None:
+    with a_node(tmp_path, "-d", "-s", "correct horse battery") as node:
+        assert "--secret shows in the list of processes" in node.output
+        assert "horse" not in node.output
+        for at in (Path(f"/proc/{pid}") for pid in children(node.pid)):
+            assert b"horse" not in (at / "cmdline").read_bytes() + (at / "environ").read_bytes()
+
+
+def test_debug_logs_more_of_discoro(tmp_path: Path) -> None:
+    with a_node(tmp_path, "-d") as node, Machines(tmp_path) as machines:
+        machines.program("client", CLIENT.format(address=node.address, function="nothing")).next("set up", 20)
+        assert "discoro." in node.output
+
+
+# How it ends.
+
+CLIENT = """
+import ctypes, os, subprocess
+from discoro import Computation, Coro, Mesh
+
+def nothing(coro=None):
+    yield coro.receive()
+
+def hold(coro=None):
+    yield None
+    while True:
+        ctypes.PyDLL(None).sleep(600)
+
+def client(coro=None):
+    server = yield Coro.locate("discoro_server")
+    computation = Computation({function}, depends=[__file__])
+    yield computation.setup(server)
+    remote = yield computation.run(server)
+    say("set up", remote.pid)
+    try:
+        yield remote.result()
+    except Exception as error:
+        say("lost", str(error))
+    yield coro.receive()
+
+discoro.run(client, peers=["{address}"], ip_addr=["127.0.0.1"], mdns=False)
+"""
+
+
+@contextlib.contextmanager
+def busy_node(tmp_path: Path, function: str, *options: str) -> Iterator[tuple[NodeCommand, Any, int]]:
+    """A node, a client of it, and the pid of the worker that runs the function for that client."""
+    with Machines(tmp_path) as machines:
+        node = machines.node("node", "-c", "1", *options)
+        client = machines.program("client", CLIENT.format(address=node.address, function=function))
+        yield node, client, client.next("set up", 20)
+
+
+@pytest.mark.parametrize(
+    ("number", "function"),
+    [(signal.SIGTERM, "nothing"), (signal.SIGINT, "nothing"), (signal.SIGHUP, "nothing"), (signal.SIGTERM, "hold")],
+)
+def test_a_signal_stops_it_in_order(tmp_path: Path, number: int, function: str) -> None:
+    with busy_node(tmp_path, function) as (node, client, worker):
+        before = children(node.pid)
+        assert worker in before
+        started = time.monotonic()
+        node.process.send_signal(number)
+        assert node.end(3) == 0
+        assert time.monotonic() - started < 3
+        until_ended(list(before), 0)
+        assert files_below(tmp_path / "files-node") == []
+        assert "ended: " in client.next("lost", 5)  # by its worker, or by the node where that was busy
+        client.process.kill()
+        assert node.output.endswith("discoro-node: stopping\n")
+
+
+def test_ctrl_c_in_a_terminal_again_and_again(tmp_path: Path) -> None:
+    """All of the terminal's foreground gets it; the workers are not of it."""
+    ours, theirs = pty.openpty()
+    try:
+        options: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
+        with subprocess.Popen([*COMMAND, *LOOPBACK, "-c", "2"], env=environment(tmp_path), **options) as node:
+            said = b""
+            while b"Ctrl-C" not in said:
+                said += os.read(ours, 4096)
+            workers = children(node.pid)
+            while node.poll() is None and b"stopping" not in said:
+                os.killpg(node.pid, signal.SIGINT)
+                said += os.read(ours, 4096)
+            for _ in range(3):
+                os.killpg(node.pid, signal.SIGINT)
+            assert node.wait(3) == 0
+        until_ended(list(workers), 0)
+        os.close(theirs)
+        theirs = -1
+        with contextlib.suppress(OSError):
+            while data := os.read(ours, 4096):
+                said += data
+        assert b"Traceback" not in said and b"Error" not in said
+    finally:
+        os.close(ours)
+        if theirs >= 0:
+            os.close(theirs)
+    assert files_below(tmp_path / "files") == []
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(["nohup", *COMMAND, *LOOPBACK, "--json-ready"], env=environment(tmp_path), **options) as node:
+        assert node.stdout is not None and json.loads(node.stdout.readline())
+        node.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            node.wait(0.3)
+        node.terminate()
+        assert node.wait(5) == 0
+
+
+@pytest.mark.parametrize("function", ["nothing", "hold"])
+def test_a_killed_node_leaves_no_worker_and_the_next_one_no_files(tmp_path: Path, function: str) -> None:
+    with busy_node(tmp_path, function) as (node, client, worker):
+        workers = children(node.pid)
+        assert worker in workers
+        node.kill()
+        assert until_ended(list(workers), 2) < 2
+        assert any(name.endswith(".py") for name in files_below(tmp_path / "files-node"))
+        client.process.kill()
+        with Machines(tmp_path) as machines:
+            machines.node("node")
+            assert not any(name.endswith(".py") for name in files_below(tmp_path / "files-node"))
+    assert files_below(tmp_path / "files-node") == []
+
+
+def test_two_nodes_with_one_directory(tmp_path: Path) -> None:
+    with busy_node(tmp_path, "nothing") as (node, _, worker):
+        with Machines(tmp_path) as machines:
+            machines.node("other", "--dest_path", str(tmp_path / "files-node"))
+        assert any(name.endswith(".py") for name in files_below(tmp_path / "files-node"))
+        assert worker in children(node.pid)
+
+
+@pytest.mark.parametrize("function", ["nothing", "hold"])
+def test_a_client_that_is_killed_leaves_no_worker_and_no_files(tmp_path: Path, function: str) -> None:
+    with busy_node(tmp_path, function) as (_, client, worker):
+        files = Path(f"/proc/{worker}/cwd").readlink()
+        assert list(files.glob("*.py"))
+        client.kill()
+        until_ended([worker], 5)
+        until_gone(files, 5)
+
+
+def test_warnings_of_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left open, in the node and in its workers."""
+    monkeypatch.setenv("PYTHONDEVMODE", "1")
+    with busy_node(tmp_path, "nothing") as (node, client, worker):
+        os.kill(worker, signal.SIGTERM)
+        client.next("lost", 10)
+        client.process.kill()
+        node.process.terminate()
+        assert node.end(5) == 0
+        assert "was killed by SIGTERM" in node.output and "Warning" not in node.output
+

@@ -1,0 +1,265 @@
+"""A child: told through its pipe, seen to end, and never longer there than its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discoro import process
+from discoro.process import Child, child_environment
+from tests.support.nodes import until_ended
+
+HOLD = "import ctypes; ctypes.PyDLL(None).sleep(600)"  # a C call that does not let go of the interpreter
+MEET = "from discoro.process import Parent; parent = Parent.meet()"
+OBEY = f"{MEET}; import threading; done = threading.Event(); parent.end_with(done.set, grace=60); print('ready', flush=True)"
+
+
+class Watched:
+    """A Child that runs this Python source, and what it wrote."""
+
+    def __init__(self, source: str, *, told: dict[str, Any] | None = None, **options: Any) -> None:
+        self.output = b""
+        self.wrote = asyncio.Event()
+        self.child = Child([sys.executable, "-c", textwrap.dedent(source)], told or {}, self._take, **options)
+
+    def _take(self, data: bytes) -> None:
+        self.output += data
+        self.wrote.set()
+
+    async def line(self) -> str:
+        """What it has written, once that is a line."""
+        async with asyncio.timeout(10):
+            while b"\n" not in self.output:
+                self.wrote.clear()
+                await self.wrote.wait()
+        return self.output.decode()
+
+    async def finish(self, timeout: float = 10) -> int:
+        async with asyncio.timeout(20):
+            return await self.child.finish(timeout)
+
+
+def in_loop(work: Callable[[], Awaitable[None]]) -> None:
+    """Run this, and see that it left no descriptor open."""
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(work())
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def run_alone(source: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A Python that nobody started as a child of a node."""
+    command, environment = [sys.executable, "-c", source], child_environment()
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, **options)
+
+
+# What is no parent.
+
+
+@pytest.mark.parametrize("said", ["", "\n", "junk\n", "[1]\n", "{}\n", '{"parent"', "x" * 100_000])
+def test_a_standard_input_that_is_no_parents_is_refused(said: str) -> None:
+    done = run_alone(f"{MEET}; print(parent)", input=said)
+    assert done.stdout == "None\n", done.stderr
+
+
+def test_a_terminal_is_no_parent() -> None:
+    ours, theirs = os.openpty()
+    try:
+        assert run_alone(f"{MEET}; print(parent)", stdin=theirs).stdout == "None\n"
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_one_whose_parent_is_gone_already_ends_at_once() -> None:
+    done = run_alone("from discoro.process import Parent; Parent(1, 0, {}).end_with(print, grace=60); print('on')")
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_what_cannot_be_started_leaves_nothing() -> None:
+    async def work() -> None:
+        with pytest.raises(OSError):
+            Child(["/no/such/program"], {}, lambda data: None)
+
+    in_loop(work)
+
+
+# The pipe.
+
+
+def test_what_is_told_arrives_and_shows_nowhere() -> None:
+    async def work() -> None:
+        watched = Watched(f"{MEET}; print(parent.told, flush=True); import signal; signal.pause()", told={"key": "hush"})
+        assert await watched.line() == "{'key': 'hush'}\n"
+        at = Path(f"/proc/{watched.child.pid}")
+        assert b"hush" not in (at / "cmdline").read_bytes() + (at / "environ").read_bytes()
+        watched.child.signal(signal.SIGKILL)
+        await watched.finish()
+
+    in_loop(work)
+
+
+def test_code_that_reads_standard_input_finds_it_empty() -> None:
+    async def work() -> None:
+        watched = Watched(f"{MEET}; import sys; print(repr(sys.stdin.read()))")
+        assert await watched.finish() == 0
+        assert watched.output == b"''\n"
+
+    in_loop(work)
+
+
+def test_a_child_that_reads_nothing_and_ends_at_once_is_only_one_that_ended() -> None:
+    async def work() -> None:
+        watched = Watched("import os; os._exit(7)", told={"long": "x" * 60_000})
+        assert await watched.finish() == 7
+
+    in_loop(work)
+
+
+def test_standard_error_comes_too_where_asked_for() -> None:
+    async def work() -> None:
+        watched = Watched("import sys; print('out', flush=True); print('err', file=sys.stderr)", with_errors=True)
+        await watched.finish()
+        assert watched.output == b"out\nerr\n"
+
+    in_loop(work)
+
+
+def test_more_output_than_a_pipe_holds_is_taken_to_its_end() -> None:
+    async def work() -> None:
+        watched = Watched("print('x' * 3_000_000)")
+        await watched.finish()
+        assert len(watched.output) == 3_000_001
+
+    in_loop(work)
+
+
+# Its end.
+
+
+def test_its_end_is_seen_though_a_process_that_left_the_group_holds_the_pipe() -> None:
+    async def work() -> None:
+        watched = Watched("""
+            import os, subprocess
+            held = subprocess.Popen(["sleep", "600"], start_new_session=True)
+            print(held.pid, flush=True)
+            os._exit(3)
+        """)
+        assert await watched.finish(timeout=0.05) == 3
+        os.kill(int(watched.output), signal.SIGKILL)
+
+    in_loop(work)
+
+
+def test_what_it_started_ends_with_it() -> None:
+    async def work() -> None:
+        watched = Watched("""
+            import os, subprocess
+            print(subprocess.Popen(["sleep", "600"]).pid, flush=True)
+            os._exit(0)
+        """)
+        await watched.finish()
+        until_ended([int(watched.output)], 5)
+
+    in_loop(work)
+
+
+def test_asked_to_end_it_ends_in_order() -> None:
+    async def work() -> None:
+        watched = Watched(f"{OBEY}; done.wait(); print('in order')")
+        assert await watched.line() == "ready\n"
+        watched.child.ask_to_end()
+        assert await watched.finish() == 0
+        assert watched.output == b"ready\nin order\n"
+
+    in_loop(work)
+
+
+def test_one_that_does_not_end_in_time_ends_itself_hard() -> None:
+    async def work() -> None:
+        watched = Watched(f"{OBEY.replace('60', '0.05')}; threading.Event().wait()")
+        await watched.line()
+        watched.child.ask_to_end()
+        assert await watched.finish() == 1
+
+    in_loop(work)
+
+
+def test_a_signal_to_one_that_has_ended_is_none() -> None:
+    async def work() -> None:
+        watched = Watched("")
+        await watched.finish()
+        watched.child.signal(signal.SIGTERM)
+        watched.child.signal_group(signal.SIGTERM)
+        watched.child.ask_to_end()
+        assert "status 0" in repr(watched.child)
+
+    in_loop(work)
+
+
+# The end of its parent.
+
+PARENT = """
+    import asyncio, sys
+    from discoro.process import Child
+
+    async def main():
+        heard = asyncio.Event()
+        child = Child([sys.executable, "-c", sys.argv[1]], {}, lambda data: heard.set())
+        await heard.wait()
+        print(child.pid, flush=True)
+        await asyncio.Event().wait()
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("busy", [HOLD, "import signal; signal.pause()", "while True: pass"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_child_outlives_its_parent(busy: str, number: int) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(PARENT), f"{OBEY}\n{busy}"]
+    with subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.send_signal(number)
+        parent.wait()
+        assert until_ended([child], 2) < 2
+
+
+def test_without_the_kernels_help_the_pipe_ends_it() -> None:
+    """As on systems other than Linux."""
+    child = OBEY.replace("parent.end_with", "import sys; sys.platform = 'other'; parent.end_with").replace("60", "0.05")
+    command = [sys.executable, "-c", textwrap.dedent(PARENT), f"{child}\nthreading.Event().wait()"]
+    with subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait()
+        until_ended([pid], 2)
+
+
+# Its environment.
+
+
+def test_a_child_of_a_checkout_finds_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = str(Path(process.__file__).parents[1])
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert child_environment()["PYTHONPATH"] == here
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    assert child_environment()["PYTHONPATH"] == f"{here}{os.pathsep}/elsewhere"
+    monkeypatch.setenv("PYTHONPATH", f"/elsewhere{os.pathsep}{here}")
+    assert child_environment()["PYTHONPATH"] == f"/elsewhere{os.pathsep}{here}"
+
+
+def test_a_child_of_an_installation_gets_the_environment_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "__file__", "/venv/lib/python3/site-packages/discoro/process.py")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert child_environment() == dict(os.environ)
