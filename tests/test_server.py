@@ -258,6 +258,36 @@ def test_what_setup_sets_two_functions_read_and_close_deletes(site: Site, kind: 
     assert "table" not in globals(), "a computation wrote into this very module"
 
 
+COUNT = 0
+
+
+def count(to: int) -> None:
+    global COUNT
+    COUNT = to
+
+
+def counted() -> Any:
+    yield
+    return COUNT
+
+
+def expect_count(expected: int) -> None:
+    if COUNT != expected:
+        raise AssertionError(f"{COUNT}, not {expected}")
+
+
+@both_kinds
+def test_what_setup_set_is_not_undone_by_the_value_that_close_brings_along(site: Site, kind: str) -> None:
+    async def client(server: CoroRef) -> None:
+        computation = Computation(counted)
+        await computation.setup(server, func=count, args=(5,))
+        assert await result_of(computation, server) == 5
+        assert await computation.close(server, func=expect_count, args=(5,)) == 0
+
+    site.run(kind, client)
+    assert COUNT == 0
+
+
 @both_kinds
 def test_functions_classes_and_globals_of_one_name_are_each_computations_own(site: Site, kind: str) -> None:
     sources = {
@@ -315,6 +345,29 @@ def test_what_func_of_setup_raises_is_the_cause_and_nothing_is_set_up(
         with pytest.raises(NotSetUp):
             await computation.ping(server)
         assert await computation.setup(server) == 0
+
+    site.run(kind, client)
+
+
+@both_kinds
+def test_a_setup_that_fails_leaves_no_file(site: Site, kind: str, tmp_path: Path) -> None:
+    name = f"left_{kind}.py"
+    (tmp_path / name).write_text("HERE = __file__\n")
+
+    def note_place(name: str, there: str) -> None:
+        with open(there, "w") as file:
+            file.write(str(__import__(name).HERE))
+        raise ValueError
+
+    async def client(server: CoroRef) -> None:
+        keeps_the_worker, computation = Computation(answer), Computation(answer, depends=[tmp_path / name])
+        await keeps_the_worker.setup(server)
+        with pytest.raises(SetupFailed):
+            await computation.setup(server, func=note_place, args=(name.removesuffix(".py"), str(tmp_path / "place")))
+        place = Path((tmp_path / "place").read_text())
+        assert place.name == name
+        assert not place.exists()
+        assert place.parent.is_dir()
 
     site.run(kind, client)
 
@@ -558,12 +611,12 @@ def test_a_client_that_leaves_has_its_computations_closed(site: Site) -> None:
 # ------------------------------------------------------------------ close
 
 
-def note_end(coro: Any = None) -> Any:
+def note_end(pause: float, coro: Any = None) -> Any:
     global ends
     try:
         yield coro.receive()
     finally:
-        yield coro.sleep(0.01)
+        yield coro.sleep(pause)
         ends += 1
 
 
@@ -583,7 +636,7 @@ def test_close_ends_the_coroutines_then_runs_func_and_the_monitor_is_told_the_re
         computation, other = Computation(note_end), Computation(version)
         await computation.setup(server, func=no_ends)
         await other.setup(server)
-        remotes = [await computation.run(server) for _ in range(3)]
+        remotes = [await computation.run(server, 0.02 * number) for number in range(3)]
         going_on = await other.run(server)
         for remote in remotes:
             await coro.monitor(remote)
@@ -624,6 +677,28 @@ def test_while_a_computation_closes_there_are_no_new_runs(site: Site, kind: str)
         assert await closing == 0
 
     site.run(kind, client)
+
+
+def test_a_setup_that_comes_while_the_computation_closes_stays(site: Site) -> None:
+    def until_told(client: Any, coro: Any = None) -> Any:
+        try:
+            yield coro.receive()
+        finally:
+            client.send("ending")
+            yield coro.receive()
+
+    async def client(server: CoroRef, coro: Any = None) -> None:
+        computation = Computation(until_told)
+        await computation.setup(server)
+        remote = await computation.run(server, coro)
+        closing = asyncio.ensure_future(computation.close(server))
+        assert await coro.receive(10) == "ending"
+        assert await computation.setup(server) == 0
+        remote.send("end")
+        assert await closing == 0
+        assert await computation.ping(server) == 0
+
+    site.run("bare", client)
 
 
 def directories(site: Site) -> set[Path]:

@@ -160,7 +160,7 @@ class RawPeer:
     def operations(self, greeting: Greeting, number: int, *operations: messages.Operation) -> None:
         """A numbered frame of the link that `greeting` opened."""
         wires = [messages.to_wire(operation) for operation in operations]
-        self.send(*map(bytes, messages.encode_data(greeting.session, number, 0, wires)))
+        self.send(*map(bytes, messages.encode_data(greeting.resume, number, 0, wires)))
 
     def next(self, seconds: float = 3.0) -> Any:
         """The next frame that says something, decoded; None where none comes."""
@@ -180,11 +180,12 @@ class RawPeer:
         raise AssertionError("no reply came")
 
     def greet(self, victim: Victim, **changes: Any) -> Greeting:
-        """Greet well; the greeting that opened the link."""
+        """Greet well; the greeting that opened the link, with the number that the other side gave it in `resume`."""
         greeting = victim.greeting(**changes)
         self.hello(greeting)
-        assert isinstance(self.next(), Welcome)
-        return greeting
+        welcome = self.next()
+        assert isinstance(welcome, Welcome)
+        return greeting._replace(resume=messages.decode_greeting(welcome.greeting).session)
 
 
 # ------------------------------------------------------------------ strangers
@@ -398,7 +399,7 @@ BROKEN_FRAMES = {
 
 def broken_frame(name: str, greeting: Greeting, victim: Victim) -> list[bytes]:
     """The parts of a frame that breaks the protocol on the link of `greeting`."""
-    session = greeting.session
+    session = greeting.resume
     match name:
         case "a pickle":
             return [victim.bomb]
@@ -434,7 +435,7 @@ def test_a_gap_ends_the_connection_and_the_link_can_be_resumed(victim: Victim) -
         peer.operations(greeting, 3, ask._replace(id=3))
         assert said(peer, Data) is None, "what came after the gap is not believed"
     with RawPeer(victim.doors[0], victim.security) as peer:
-        peer.hello(greeting._replace(resume=greeting.session, received=0))
+        peer.hello(greeting)
         welcome = said(peer, Welcome)
         assert messages.decode_greeting(welcome.greeting).received == 1
         peer.operations(greeting, 2, ask._replace(id=2))
