@@ -159,7 +159,6 @@ class Computations:
             raise
         if before is not None:  # its coroutines go on; they are closed with the new one
             opened.coros = before.coros
-            opened.files = {**before.files, **opened.files}
         self._opened[number] = opened
         incoming.reply({"worker": self._mesh.ref_of(incoming.coro).to_plain()})
 
