@@ -349,10 +349,11 @@ class Link:
             self._redial_later(now)
 
     def _refused_at(self, address: str, why: str, now: float) -> None:
-        """An address of a peer that we had met refuses: certain where it lived, a hint elsewhere (a firewall may say it)."""
+        """An address of a peer that we had met refuses: certain where it lived and on this machine, a hint elsewhere."""
         if self._held:
             return  # it greets us at this very moment
-        lived_here = address == self._lived_at
+        here = self.peer is not None and on_this_machine(self.me.addresses, self.peer.addresses)  # no firewall lies between
+        lived_here = here or address == self._lived_at
         of_a_node = self.peer is not None and self.peer.role == "worker"  # which knows how it ended, and will say so
         if lived_here and not of_a_node:
             self.certain = True
@@ -457,14 +458,14 @@ class Link:
 
 
 def worth_dialling(mine: Sequence[str], theirs: Sequence[str]) -> list[str]:
-    """A peer's addresses without its loopback ones, unless it is on this machine: here they would lead to somebody else.
+    """A peer's addresses without its loopback ones, unless it is on this machine: here they would lead to somebody else."""
+    return [address for address in theirs if not _is_loopback(address) or on_this_machine(mine, theirs)]
 
-    A peer is on this machine if it has an address of ours, or none but loopback.
-    """
-    beyond = [address for address in theirs if not _is_loopback(address)]
+
+def on_this_machine(mine: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether a peer is where we are: every address it has beyond loopback is on a host address of ours."""
     hosts = {address.rpartition(":")[0] for address in mine}
-    here = not beyond or any(address.rpartition(":")[0] in hosts for address in beyond)
-    return list(theirs) if here else beyond
+    return all(address.rpartition(":")[0] in hosts for address in theirs if not _is_loopback(address))
 
 
 def _is_loopback(address: str) -> bool:

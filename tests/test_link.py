@@ -944,6 +944,18 @@ def test_whatever_ends_a_link_ends_both_sides_and_every_message_is_delivered_or_
     assert all(reasons) and not any("protocol" in reason for reason in reasons), f"seed {seed}: {reasons}"
 
 
+def test_a_crash_on_this_machine_is_told_at_once_whoever_dialled() -> None:
+    network, low, high = two()
+    low.me = low.me._replace(addresses=("high:2",))
+    link = high.link(low)
+    network.run(1)
+    inbound = low.links[high.me.birth]
+    assert (link.state, inbound.state) == (State.OPEN, State.OPEN)
+    high.crash()
+    network.run(0.1)
+    assert inbound.ended and inbound.certain
+
+
 def test_a_worker_whose_port_refuses_gets_a_moment_for_its_node_to_say_how_it_ended() -> None:
     network, low, high = two()
     high.me = high.me._replace(role="worker")

@@ -71,8 +71,8 @@ def with_peers(test: Callable[[Peers, Recorder], Any]) -> None:
     moved_clock.run(body)
 
 
-def hello(greeting: Greeting = THEM._replace(session=7), security: Security = SECURITY) -> list[bytes]:
-    body = messages.encode_greeting(greeting)
+def hello(greeting: Greeting | None = None, security: Security = SECURITY) -> list[bytes]:
+    body = messages.encode_greeting(greeting or THEM._replace(session=7))
     return [bytes(part) for part in messages.encode_hello(security.mac(body), body)]
 
 

@@ -143,7 +143,8 @@ class Proxy:
 
     def cut(self) -> None:
         for writer in self._writers:
-            writer.transport.abort()
+            with suppress(AttributeError):  # CPython 3.11 raises it where a close has just sent its last byte
+                writer.transport.abort()
         self._writers.clear()
 
     def stall(self) -> None:
@@ -1247,12 +1248,13 @@ def test_frames_read_after_the_end_is_known_belong_to_the_same_connection() -> N
             for _ in range(200):
                 peer.send(b"last words")
             peer.close()
-            assert readable(listener._monitor)
+            assert listener._monitor.poll(PATIENCE * 1000)
+            strangers_say(address, b"x", then=lambda stranger: stranger.recv(1))  # libzmq's thread is done with the end
+            listener._socket.get(zmq.EVENTS)  # and the ROUTER takes note of it
             inbound = listener._by_id[next(iter(listener._by_id))]
-            began = time.monotonic()
-            while not inbound.lost and time.monotonic() - began < PATIENCE:
-                listener.look(inbound, ())
+            listener.look(inbound, ())
             assert inbound.lost and len(listening.frames[1]) == 1
+            listener._events.wake()  # poll took its edge
             assert await listening.end_of(1, AT_ONCE) is Ended.BROKEN
         assert len(listening.frames[1]) == 201
         assert listening.up == [1]

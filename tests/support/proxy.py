@@ -18,6 +18,7 @@ import threading
 from types import TracebackType
 
 CHUNK = 64 * 1024  # bytes moved at once
+HANDSHAKE = 1024  # bytes both ways that any handshake takes; a connection that moved more stands
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() throws away what waits and sends a reset
 
 
@@ -27,8 +28,9 @@ class Proxy:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._waker, self._woken = socket.socketpair()
-        self._lock = threading.Lock()  # held while the thread works; a cut falls between two of its steps
+        self._lock = threading.Condition()  # held while the thread works; a cut falls between two of its steps
         self._pairs: dict[socket.socket, socket.socket] = {}
+        self._moved: dict[socket.socket, int] = {}  # bytes read from it
         self._listeners: list[socket.socket] = []
         self._addresses: dict[str, str] = {}
         self._thread = threading.Thread(target=self._serve, name="proxy", daemon=True)
@@ -64,14 +66,21 @@ class Proxy:
             self._addresses[target] = f"127.0.0.1:{listener.getsockname()[1]}"
         return self._addresses[target]
 
-    def cut(self, again: int = 0) -> int:
-        """Reset every connection now, and the next `again` ones in the middle of their handshakes; how many there were."""
+    def cut(self, again: int = 0, *, wait: float = 0.0) -> int:
+        """Reset every connection now, and the next `again` ones in the middle of their handshakes; how many there were.
+
+        Waits at most `wait` seconds for one that has its handshake behind it.
+        """
         with self._lock:
+            self._lock.wait_for(self._any_stands, wait)
             self._to_doom += again
             ends = list(self._pairs)
             for end in ends:
                 self._drop(end)
         return len(ends) // 2
+
+    def _any_stands(self) -> bool:
+        return any(self._moved[one] + self._moved[other] > HANDSHAKE for one, other in self._pairs.items())
 
     def _serve(self) -> None:
         while not self._closing:
@@ -101,6 +110,7 @@ class Proxy:
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             one.settimeout(10)  # a peer that does not read for so long is broken; the test fails
             self._pairs[one] = other
+            self._moved[one] = 0
             self._selector.register(one, selectors.EVENT_READ)
         if self._to_doom:
             self._to_doom -= 1
@@ -114,6 +124,9 @@ class Proxy:
             data = b""
         if not data or source in self._doomed:
             self._drop(source)
+            return
+        self._moved[source] += len(data)
+        self._lock.notify_all()
 
     def _drop(self, end: socket.socket) -> None:
         """Reset a connection at both ends."""
@@ -124,6 +137,7 @@ class Proxy:
         self._doomed -= {end, other}
         for each in (end, other):
             self._selector.unregister(each)
+            del self._moved[each]
             _reset(each)
 
 

@@ -519,6 +519,8 @@ def test_operations_that_fit_nothing_are_passed_over(victim: Victim) -> None:
         messages.Exit(12, "normal", "", [victim.bomb]),
         messages.Hold(12, True),
         messages.Hold(13, False),
+        messages.Notice(14, 15, False),
+        messages.Notice(14, 15, True),
         Message(987_654, [victim.bomb]),
         Message(0, [victim.bomb]),
     ]

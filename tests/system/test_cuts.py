@@ -104,7 +104,7 @@ def stream(
         cut = []
         for _ in range(CUTS):
             right.next("progress", 30)
-            cut.append(proxy.cut(again))
+            cut.append(proxy.cut(again, wait=10))
         figures: list[object] = [last(side, "figures") for side in (left, right)]
         seconds = time.monotonic() - begun
         for each in (left, right):
@@ -149,6 +149,7 @@ def test_ten_cuts_while_mailboxes_are_full(tmp_path: Path, count: int, sizes: li
 
 def test_cuts_that_also_meet_the_next_handshakes(tmp_path: Path) -> None:
     """A connection that breaks in its handshake says nothing of who is there: a peer that was met is not given up for it."""
-    figures, cut, seconds = stream(tmp_path, 5_000, [8], again=4)
-    print(f"5,000 messages each way in {seconds:.1f} s, connections cut {cut}, and four handshakes after each: {figures}")
+    figures, cut, seconds = stream(tmp_path, 100_000, [8], again=4)
+    print(f"100,000 messages each way in {seconds:.1f} s, connections cut {cut}, and four handshakes after each: {figures}")
     assert figures == [INTACT, INTACT]
+    assert len(cut) == CUTS and all(cut)
