@@ -142,7 +142,7 @@ class Computation:
         """Close the computation at `peer`: running coroutines end, then `func` is executed there, then files go. Returns 0.
 
         A coroutine that does not end within `close_timeout` seconds, or a worker that stays busy, is killed with its worker;
-        CloseFailed then names it. It also tells what func raised. Afterwards run and ping raise NotSetUp in every case.
+        Stuck then names it. CloseFailed tells what func raised. Afterwards run and ping raise NotSetUp in every case.
         Raises NotSetUp, WorkerLost, PeerLost too.
         """
         mesh, server = _mesh(), _server(peer)
@@ -211,7 +211,7 @@ def _naming(error: CloseFailed, running: Sequence[CoroRef]) -> CloseFailed:
     names = [str(ref) for ref in running]
     if not names or error.__cause__ is not None or any(name in str(error) for name in names):
         return error
-    return CloseFailed(f"{error}; running there were {', '.join(names[:10])}" + (" and others" if len(names) > 10 else ""))
+    return type(error)(f"{error}; running there were {', '.join(names[:10])}" + (" and others" if len(names) > 10 else ""))
 
 
 @contextlib.contextmanager

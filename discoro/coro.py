@@ -323,7 +323,9 @@ class Coro(Handle):
     ) -> None:
         check_coroutine(function)
         self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
-        self.namespace = namespace
+        creator = sender()
+        # what it creates is part of its computation
+        self.namespace: payload.Namespace | None = namespace or (creator.namespace if creator is not None else None)
         self.mailbox = Mailbox()
         self.held = False  # the mailbox was announced as full
         self.serves: frozenset[str] = frozenset()  # verbs whose requests go to the mailbox
@@ -445,10 +447,6 @@ class Coro(Handle):
     async def stopped(self) -> None:
         """Wait until it ended, however it did."""
         await asyncio.wait([self._task])
-
-    def when_ended(self, tell: Callable[[], None]) -> None:
-        """Have `tell` called once it has ended."""
-        self._task.add_done_callback(lambda _: tell())
 
     @property
     def done(self) -> bool:

@@ -22,6 +22,7 @@
     │   ├── CoroEnded           a coroutine that ended without a value: terminated, its computation closed
     │   ├── SetupFailed         the computation could not be opened at the server
     │   └── CloseFailed         close had to kill, or its func failed
+    │       └── Stuck           what ran, or the worker itself, did not end when the computation was closed
     └── the world's: nobody is there
         ├── NoNodes             no usable node on the network
         ├── Unreachable         a process that nobody could dial
@@ -120,6 +121,10 @@ class SetupFailed(DiscoroError):
 
 class CloseFailed(DiscoroError):
     """The computation is closed, but not in order: something was stuck and killed, or `func` failed."""
+
+
+class Stuck(CloseFailed):
+    """What ran, or the worker itself, did not end when the computation was closed; the text names it."""
 
 
 class NoNodes(DiscoroError):

@@ -7,7 +7,10 @@ here: that is the link's to say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -74,9 +77,9 @@ class Finding:
         pause = AGAIN_FIRST
         while True:
             try:
-                greeting = await self._dialler.inquire(address, INQUIRE_TIMEOUT)
+                greeting, answered = await self._inquire(address)
                 self._unusable.pop(address, None)
-                self._dialler.meet(greeting.birth, [address, *greeting.addresses])
+                self._dialler.meet(greeting.birth, [answered, *greeting.addresses])
                 pause = AGAIN_FIRST
                 await self._dialler.link_ended(greeting.birth)
             except (DiscoroError, TimeoutError) as error:
@@ -84,6 +87,16 @@ class Finding:
                     self.not_usable(address, str(error) or f"did not answer in {INQUIRE_TIMEOUT:g} s")
             await asyncio.sleep(pause)
             pause = min(2 * pause, AGAIN_MOST)
+
+    async def _inquire(self, address: str) -> tuple[Greeting, str]:
+        """Who answers first at the addresses that a host name stands for, and where; the last one's error if nobody does."""
+        *others, last = await resolved(address)
+        for each in others:
+            try:
+                return await self._dialler.inquire(each, INQUIRE_TIMEOUT), each
+            except (DiscoroError, TimeoutError) as error:
+                log.debug("< %s (%s): %s", address, each, error)
+        return await self._dialler.inquire(last, INQUIRE_TIMEOUT), last
 
     def told(self, nodes: Any) -> None:
         """A peer tells of nodes; ProtocolError where these are none."""
@@ -156,6 +169,23 @@ def with_port(address: str) -> str:
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(f"{address!r} is not an address: write host, or host:port")
     return f"{host}:{port}"
+
+
+async def resolved(address: str) -> list[str]:
+    """host:port with the addresses that the host name stands for; Unreachable for a name that nobody knows.
+
+    Asked anew each time: a machine that gets another address keeps its name.
+    """
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host.strip("[]").partition("%")[0])
+        return [address]
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise Unreachable(f"the name {host} is not known here ({error.strerror}): write its address instead") from None
+    hosts = dict.fromkeys(str(where[0]) for *_, where in found)
+    return [f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in hosts]
 
 
 def whereabouts(node: Greeting) -> list[Any]:

@@ -73,7 +73,7 @@ class Holding:
         return True
 
     def defer(self, birth: int, coro_id: int) -> list[int]:
-        """A coroutine of ours ended: the mailboxes of that process for which messages of it wait, behind them now its notice."""
+        """A coroutine of ours ended: the mailboxes of that process where messages of it wait, behind them now its notice."""
         deferred = []
         for (whose, to), queue in self._queues.items():
             if whose == birth and any(each.lane == coro_id for each in queue.waiting):

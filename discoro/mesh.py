@@ -418,7 +418,9 @@ class Mesh:
                 self._peers.post(self._link(to), Request(number, to.id, verb, arguments, body), _lane())
             async with asyncio.timeout(timeout):
                 return await future
-        except TimeoutError:
+        except TimeoutError as error:
+            if isinstance(error, Timeout):  # the answer itself
+                raise
             raise Timeout(f"{to} did not answer {verb} in {timeout:g} s") from None
         finally:
             self._requests.end(number)
@@ -524,6 +526,10 @@ class Mesh:
         """The reference of the coroutine of this process with that id."""
         me = self.me
         return CoroRef(me.node, me.pid, me.birth, coro_id, me.name, me.addresses)
+
+    def coros(self) -> list[Coro]:
+        """The coroutines of this process that have not ended."""
+        return list(self._coros.values())
 
     def runs(self, coro_id: int) -> bool:
         return coro_id in self._coros

@@ -19,7 +19,7 @@ from typing import Any
 from discoro.adverts import Advert
 from discoro.coro import Coro
 from discoro.directory import NodeDirectory, keep
-from discoro.errors import CloseFailed, ConfigError, DiscoroError, NotSetUp, SetupFailed, Timeout, WorkerLost
+from discoro.errors import ConfigError, DiscoroError, NotSetUp, SetupFailed, Stuck, Timeout, WorkerLost
 from discoro.files import Shipped, Store, checked_files
 from discoro.finding import BASE_PORT
 from discoro.mesh import Mesh
@@ -229,21 +229,19 @@ class Slot:
             await self._mesh.request(worker.server, "close", arguments, body, timeout=timeout + CLOSE_LATER)
         except Timeout:
             raise await self._kill_busy(worker, held, timeout) from None
-        except CloseFailed as error:
-            if "did not end" in str(error):
-                await self._workers.kill(worker, f"{error}; it was killed with all it ran")
-                raise CloseFailed(f"{error}. The worker was killed") from None
-            raise
+        except Stuck as error:
+            await self._workers.kill(worker, f"{error}; it was killed with all it ran")
+            raise Stuck(f"{error}. The worker was killed") from None
         finally:
             worker.computations.pop(number, None)
             if not worker.computations:
                 self._mesh.spawn(self._workers.end(worker, f"the last computation of its client, {held.name}, was closed"))
 
-    async def _kill_busy(self, worker: Worker, held: Held, timeout: float) -> CloseFailed:
+    async def _kill_busy(self, worker: Worker, held: Held, timeout: float) -> Stuck:
         stands = await self._workers.where_it_stands(worker)
         busy = f"worker {self._mesh.me.name}/{worker.pid} was busy for {timeout:g} s" + (f", in {stands}" if stands else "")
         await self._workers.kill(worker, f"{busy} while {held.name} was to be closed; it was killed with all it ran")
-        return CloseFailed(f"{held.name} was not closed in order: {busy}. The worker was killed")
+        return Stuck(f"{held.name} was not closed in order: {busy}. The worker was killed")
 
     def _find(self, incoming: Incoming) -> list[Worker]:
         """The workers that hold a computation (several where it was set up again with other files), the current one first."""

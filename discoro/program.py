@@ -13,9 +13,9 @@ from discoro.mesh import Mesh
 def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:
     """Join the mesh, run the coroutine function `main` with `args`, leave, and return its value.
 
-    `mesh_options` are the fields of `discoro.options.MeshOptions`: `local=True` uses a node of this machine only, started for the call. Raises
-    what `main` raises; NotACoroutine; RuntimeError inside a running event loop, where `async with discoro.Mesh(...)` does the
-    same. Ctrl-C ends `main` in order and raises KeyboardInterrupt.
+    `mesh_options` are the fields of `discoro.options.MeshOptions`: `local=True` uses a node of this machine only, started for
+    the call. Raises what `main` raises; NotACoroutine; RuntimeError inside a running event loop, where
+    `async with discoro.Mesh(...)` does the same. Ctrl-C ends `main` in order and raises KeyboardInterrupt.
     """
     check_coroutine(main)
 

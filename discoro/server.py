@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from discoro import payload
 from discoro.blobs import checked_blob
 from discoro.coro import CLOSED, Coro, current_coro, host_here
-from discoro.errors import CloseFailed, DiscoroError, NotSetUp, ProtocolError, SetupFailed, UnpackError
+from discoro.errors import CloseFailed, DiscoroError, NotSetUp, ProtocolError, SetupFailed, Stuck, UnpackError
 from discoro.files import Shipped, Store, checked_files, compiled, remove_files
 from discoro.mesh import Mesh
 from discoro.messages import MAX_NAME, Greeting, Part
@@ -108,11 +108,14 @@ class Opened:
     name: str
     client: Greeting
     cleanup: bool
-    namespace: payload.Namespace
+    namespaces: list[payload.Namespace]  # the current one first: those of earlier setups have coroutines that go on
     function: Callable[..., Any] = field(init=False, repr=False)  # once its code is built
     files: dict[Path, str] = field(default_factory=dict)  # and the digest of each
-    coros: set[Coro] = field(default_factory=set)
     closing: bool = False
+
+    @property
+    def namespace(self) -> payload.Namespace:
+        return self.namespaces[0]
 
 
 class Computations:
@@ -158,7 +161,8 @@ class Computations:
             self._remove(opened)
             raise
         if before is not None:  # its coroutines go on; they are closed with the new one
-            opened.coros = before.coros
+            used = {coro.namespace for coro in self._coros(before)}
+            opened.namespaces += [each for each in before.namespaces if each in used]
         self._opened[number] = opened
         incoming.reply({"worker": self._mesh.ref_of(incoming.coro).to_plain()})
 
@@ -170,8 +174,6 @@ class Computations:
                 coro = Coro.start(self._mesh, opened.function, args, kwargs, namespace=opened.namespace)
             case _:
                 raise ProtocolError("run without a tuple and a dict of arguments")
-        opened.coros.add(coro)
-        coro.when_ended(lambda: opened.coros.discard(coro))
         self._mesh.watch_for(coro, incoming.peer)
         incoming.reply(coro.ref.to_plain())
 
@@ -209,7 +211,7 @@ class Computations:
     @staticmethod
     def _new(incoming: Incoming, number: str) -> Opened:
         name, cleanup = text_of(incoming.arguments, "name"), bool(incoming.arguments.get("cleanup", True))
-        return Opened(number, name, incoming.peer, cleanup, payload.Namespace(f"{name} of {incoming.peer.name}"))
+        return Opened(number, name, incoming.peer, cleanup, [payload.Namespace(f"{name} of {incoming.peer.name}")])
 
     def _place(self, files: Sequence[Shipped], opened: Opened, before: Opened | None) -> None:
         had = before.files if before else {}
@@ -242,23 +244,28 @@ class Computations:
             self._drop(opened)
 
     def _drop(self, opened: Opened) -> None:
-        for coro in list(opened.coros):
+        for coro in self._coros(opened):
             coro.stop(CLOSED)
         self._forget(opened)
 
-    @staticmethod
-    async def _end(opened: Opened, timeout: float) -> None:
-        """End the coroutines; CloseFailed, with their names, where some still run after `timeout` seconds."""
-        for coro in list(opened.coros):
-            coro.stop(CLOSED)
+    def _coros(self, opened: Opened) -> list[Coro]:
+        """Those that were run, and those that they created."""
+        return [coro for coro in self._mesh.coros() if coro.namespace in opened.namespaces]
+
+    async def _end(self, opened: Opened, timeout: float) -> None:
+        """End the coroutines; Stuck, with their names, where some still run after `timeout` seconds."""
+        stopped: set[Coro] = set()  # each once: a second time would end what it does to end in order
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                for coro in list(opened.coros):
-                    await coro.stopped()
-        stuck = [coro for coro in opened.coros if not coro.done]
+                while running := self._coros(opened):
+                    for coro in set(running) - stopped:
+                        coro.stop(CLOSED)
+                    stopped.update(running)
+                    await running[0].stopped()
+        stuck = [coro for coro in self._coros(opened) if not coro.done]
         if stuck:
             names = ", ".join(f"{coro.name} ({coro})" for coro in stuck[:10])
-            raise CloseFailed(f"{len(stuck)} coroutines of {opened.name} did not end in {timeout:g} s: {names}")
+            raise Stuck(f"{len(stuck)} coroutines of {opened.name} did not end in {timeout:g} s: {names}")
 
     def _forget(self, opened: Opened) -> None:
         if self._opened.get(opened.id) is opened:  # and not a setup that came meanwhile

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Socket = zmq.Socket[bytes]
 
-QUEUE_FRAMES = 1000  # a backstop, never reached: the layer above keeps fewer on their way to one peer
+QUEUE_FRAMES = 1000  # a backstop: the layer above has 256 under way, and libzmq counts up to 500 that have left already
 HEARTBEAT_MS = 1000  # half of it drops connections that lose 20 % of their packets
 HEARTBEAT_LIMIT_MS = 3000  # an unplugged cable is noticed 3 to 4 s later
 HANDSHAKE_MS = 3000  # after it a stranger who says nothing loses his place (libzmq's own: 30 s)

@@ -11,7 +11,7 @@ import pytest
 from discoro import finding as rooms
 from discoro.adverts import Advert
 from discoro.errors import ProtocolError, Refused, Unreachable
-from discoro.finding import Finding, whereabouts
+from discoro.finding import Finding, resolved, whereabouts
 from discoro.interfaces import Interfaces
 from discoro.messages import PROTOCOL_VERSION, Greeting
 from tests.support import moved_clock
@@ -172,5 +172,33 @@ def test_a_quiet_address_says_only_that_somebody_refused(error: Exception, said:
         await asyncio.sleep(1)
         keeping.cancel()
         assert any(str(error) in line for line in find.why_none()) is said
+
+    in_loop(test)
+
+
+def test_a_host_name_is_resolved_and_each_of_its_addresses_tried() -> None:
+    async def test() -> None:
+        found = await resolved("localhost:5")
+        assert "127.0.0.1:5" in found
+        assert await resolved("10.0.0.2:5") == ["10.0.0.2:5"]
+        assert await resolved("[fd00::2]:5") == ["[fd00::2]:5"]
+        with pytest.raises(Unreachable, match="no-such-host.invalid is not known here"):
+            await resolved("no-such-host.invalid:5")
+
+    asyncio.run(test())
+
+
+def test_the_first_address_that_answers_is_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def both(address: str) -> list[str]:
+        return ["10.0.0.1:5", "10.0.0.2:5"]
+
+    monkeypatch.setattr(rooms, "resolved", both)
+
+    async def test(dialler: Dialler, find: Finding) -> None:
+        dialler.answers = [Unreachable("nobody"), BOB]
+        keeping = asyncio.ensure_future(find.keep("bob:5"))
+        await asyncio.sleep(1)
+        keeping.cancel()
+        assert dialler.met == [(BOB.birth, ["10.0.0.2:5", *BOB.addresses])]
 
     in_loop(test)

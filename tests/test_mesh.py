@@ -743,3 +743,17 @@ def test_a_node_passes_causes_on_unopened(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(payload, "unpack_error", counting)
     simulate(test)
+
+
+def test_a_timeout_that_is_the_answer_stays_what_it_is() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+
+            def late(incoming: Incoming) -> None:
+                raise Timeout("it took too long over there")
+
+            b.handlers["late"] = late
+            with pytest.raises(Timeout, match="over there"):
+                await a.ask(b.me.birth, "late", {}, None)
+
+    simulate(test)

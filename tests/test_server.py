@@ -997,3 +997,42 @@ def test_two_servers_of_one_process_are_apart(site: Site) -> None:
         assert await Coro.locate("other") == other.ref
 
     site.run("bare", client)
+
+
+# ------------------------------------------------------------------ coroutines that coroutines create
+
+
+class Parcel:
+    pass
+
+
+def judge(client: Any, coro: Any = None) -> Any:
+    while True:
+        parcel = yield coro.receive()
+        client.send(isinstance(parcel, Parcel))
+
+
+def creates_a_judge(client: Any, coro: Any = None) -> Any:
+    client.send(Coro(judge, client))
+    try:
+        yield coro.receive()
+    finally:
+        client.send(Coro(judge, client))
+
+
+@both_kinds
+def test_coroutines_that_a_computation_creates_belong_to_it(site: Site, kind: str) -> None:
+    async def client(server: CoroRef, coro: Any = None) -> None:
+        keeps_the_worker, computation = Computation(wait), Computation(creates_a_judge, depends=[Parcel])
+        await keeps_the_worker.setup(server)
+        going_on = await keeps_the_worker.run(server)
+        await computation.setup(server)
+        await computation.run(server, coro)
+        first = await coro.receive(10)
+        first.send(Parcel())
+        assert await coro.receive(10) is True, "it does not know the classes of its computation"
+        await computation.close(server)
+        last = await coro.receive(10)
+        assert [await each.is_alive() for each in (first, last, going_on)] == [False, False, True]
+
+    site.run(kind, client)
