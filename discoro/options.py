@@ -7,9 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from discoro.errors import ConfigError
 from discoro.peers import Peers
 from discoro.security import Security
 from discoro.transport import Transport
+
+
+LABEL_BYTES = 63  # RFC 1035: one label of a name in DNS, which mDNS shows them as
+
+
+def _is_label(text: str) -> bool:
+    """Whether a reference that carries it (ada/4711/12) can be read back."""
+    return 0 < len(text.encode()) <= LABEL_BYTES and text.isprintable() and not set(text) & set("/'\"\\")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +49,11 @@ class MeshOptions:
     discover_timeout: float = 5.0
     connect_timeout: float = 5.0
     peer_timeout: float = 15.0
+
+    def __post_init__(self) -> None:
+        for what, value in (("name", self.name), ("cluster", self.cluster)):
+            if value is not None and not _is_label(value):
+                raise ConfigError(f"{what}={value!r:.80} cannot be used: 1 to {LABEL_BYTES} bytes, printable, without / and quotes")
 
     def security(self) -> Security:
         """The keys that these options mean; KeyFileError, ConfigError."""
