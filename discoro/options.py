@@ -12,7 +12,6 @@ from discoro.peers import Peers
 from discoro.security import Security
 from discoro.transport import Transport
 
-
 LABEL_BYTES = 63  # RFC 1035: one label of a name in DNS, which mDNS shows them as
 
 
