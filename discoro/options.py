@@ -52,7 +52,7 @@ class MeshOptions:
     def __post_init__(self) -> None:
         for what, value in (("name", self.name), ("cluster", self.cluster)):
             if value is not None and not _is_label(value):
-                raise ConfigError(f"{what}={value!r:.80} cannot be used: 1 to {LABEL_BYTES} bytes, printable, without / and quotes")
+                raise ConfigError(f"{what}={value!r:.80} cannot be used: 1 to {LABEL_BYTES} bytes, no / and no quotes")
 
     def security(self) -> Security:
         """The keys that these options mean; KeyFileError, ConfigError."""
