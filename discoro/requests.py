@@ -41,8 +41,8 @@ class Incoming:
 
     def reply(self, value: Any = None, body: Sequence[Part] = ()) -> None:
         if not self.answered:
-            self.answered = True
             self.answer(True, value, body)
+            self.answered = True  # not before: where the answer cannot travel, the error that says so is the answer
 
     def fail(self, error: BaseException) -> None:
         """Answer with an error; the cause of one of ours travels along."""

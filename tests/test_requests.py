@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from discoro import payload
-from discoro.errors import DiscoroError, NotSetUp, PeerLost, ProtocolError, RemoteError, SetupFailed
+from discoro.errors import DiscoroError, NotSetUp, PeerLost, ProtocolError, RemoteError, SetupFailed, TooLarge
 from discoro.messages import Greeting
 from discoro.requests import Answer, Incoming, Requests, answering
 
@@ -111,6 +111,22 @@ def test_only_the_first_answer_counts() -> None:
     request.reply(2)
     request.fail(NotSetUp("no"))
     assert answers == [(True, 1, ())]
+
+
+def test_an_answer_that_cannot_travel_becomes_the_error_that_says_so() -> None:
+    answers: list[Any] = []
+
+    def answer(ok: bool, value: Any, body: Any) -> None:
+        if ok:
+            raise TooLarge("a reply of 129 KiB")
+        answers.append(value)
+
+    async def work() -> None:
+        request.reply("large")
+
+    request = Incoming(PEER, 0, "verb", {}, (), answer)
+    asyncio.run(answering(request, work()))
+    assert answers == [["TooLarge", "a reply of 129 KiB"]]
 
 
 @pytest.mark.parametrize(("error", "name"), [(NotSetUp("no"), "NotSetUp"), (ValueError("v"), "RemoteError")])
