@@ -17,11 +17,12 @@ import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, Protocol
 
 from discoro import payload
 from discoro.errors import CoroEnded, DiscoroError, NoMesh, NotACoroutine, Overloaded, PeerLost, UnpackError, WorkerLost
-from discoro.messages import Part
+from discoro.messages import Part, body_size
 
 MAILBOX_MESSAGES = 10_000  # about 10 MB of small objects
 MAILBOX_BYTES = 16 << 20  # packed bytes; an empty mailbox takes one larger message
@@ -195,6 +196,10 @@ class Outcome:
     error: BaseException | None = None
     text: str = ""
     body: Sequence[Part] | None = None
+    trace: TracebackType | None = field(init=False, repr=False, compare=False)  # of the error, as it was raised first
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trace", self.error.__traceback__ if self.error is not None else None)
 
     @property
     def size(self) -> int:
@@ -215,12 +220,14 @@ class Outcome:
             return Outcome(EXCEPTION, error=error, text=str(error))
 
     def packed(self) -> tuple[Sequence[Part], str, str]:
-        """(body, reason, text) for the wire; a value that cannot be packed travels as the error that says so."""
+        """(body, reason, text) for the wire; a value that cannot travel, unpackable or too large, is the error that says so."""
         if self.body is not None:
             return self.body, self.reason, self.text
         try:
             if self.reason == NORMAL:
-                return payload.pack(self.value), NORMAL, ""
+                body = payload.pack(self.value)
+                body_size(body)
+                return body, NORMAL, ""
             if self.reason == EXCEPTION and self.error is not None:
                 return payload.pack_error(self.error), EXCEPTION, self.text
         except DiscoroError as error:
@@ -230,7 +237,7 @@ class Outcome:
     def get(self) -> Any:
         """The value, or the error raised."""
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(self.trace)  # else every asker's frames would stay with it
         if self.reason != NORMAL:
             raise _ERRORS.get(self.reason, CoroEnded)(self.text or self.reason)
         return self.value
@@ -363,7 +370,8 @@ class Coro(Handle):
     async def receive(self, timeout: float | None = None, alarm_value: Any = None) -> Any:
         """The oldest message in the mailbox; waits for one, at most `timeout` seconds, then gives `alarm_value`.
 
-        0 only looks. Raises UnpackError for a message that cannot be opened here; that message is then gone.
+        0 only looks. Raises UnpackError for a message that cannot be opened here; that message is then gone. RuntimeError where
+        another task of this coroutine waits in receive already.
         """
         if not self.mailbox:
             if timeout is not None and timeout <= 0:
@@ -385,6 +393,8 @@ class Coro(Handle):
     async def _wait(self, timeout: float | None) -> None:
         """Until the mailbox has something or the time is over. The future only wakes: a message that it carried would be lost
         with a cancellation in the same turn."""
+        if self.mailbox.wake is not None:
+            raise RuntimeError(f"{self.name} ({self}) already waits in another receive: only one at a time can be woken")
         loop = asyncio.get_running_loop()
         self._ready = 0
         wake = self.mailbox.wake = loop.create_future()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from discoro.coro import MAILBOX_BYTES, MAILBOX_MESSAGES, CoroRef
 from discoro.errors import DiscoroError, Overloaded
 from discoro.link import Link
-from discoro.messages import Message, Notice, Part
+from discoro.messages import Message, Notice, Part, body_size
 
 log = logging.getLogger("discoro.holding")
 
@@ -46,7 +46,7 @@ class Holding:
 
     def __init__(self) -> None:
         self._queues: dict[Key, _Queue] = {}  # for mailboxes elsewhere that are full
-        self._rooms: dict[Key, list[asyncio.Future[None]]] = {}  # who waits for a mailbox to have room
+        self._rooms: dict[Key, dict[asyncio.Future[None], None]] = {}  # who waits for a mailbox to have room
         self._told: dict[int, set[Link]] = {}  # links that were told that a mailbox of ours is full
 
     def __len__(self) -> int:
@@ -62,14 +62,17 @@ class Holding:
         self._queues.setdefault(key, _Queue())
 
     def take(self, to: CoroRef, body: Sequence[Part], lane: int) -> bool:
-        """Keep a message for a mailbox that is full; False where it is not. Overloaded where too much waits already."""
+        """Keep a message for a mailbox that is full; False where it is not.
+
+        Overloaded where too much waits already; TooLarge now, since nobody could be told of it later.
+        """
         queue = self._queues.get((to.birth, to.id))
         if queue is None:
             return False
         if len(queue.waiting) >= HELD_MESSAGES or queue.size >= HELD_BYTES:
             raise Overloaded(f"the mailbox of {to} is full, and {len(queue.waiting)} messages wait here for it: use deliver")
+        queue.size += body_size(body)
         queue.waiting.append(Waiting(Message(to.id, body), lane))
-        queue.size += sum(len(part) for part in body)
         return True
 
     def defer(self, birth: int, coro_id: int) -> list[int]:
@@ -103,8 +106,15 @@ class Holding:
     async def room(self, to: CoroRef) -> None:
         """Until it is said to have room again, or to be gone."""
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._rooms.setdefault((to.birth, to.id), []).append(room)
-        await room
+        key = to.birth, to.id
+        rooms = self._rooms.setdefault(key, {})
+        rooms[room] = None
+        try:
+            await room
+        finally:
+            del rooms[room]
+            if not rooms and self._rooms.get(key) is rooms:
+                del self._rooms[key]
 
     # -------------------------------------------------------------- mailboxes here
 

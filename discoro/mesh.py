@@ -363,7 +363,7 @@ class Mesh:
     def _link(self, to: CoroRef) -> Link:
         gone = self._dead.get(to.birth)
         if gone is not None:
-            raise gone
+            raise type(gone)(str(gone))  # a new one each time: one that is raised again keeps every sender's frames
         return self._peers.link(to.birth, to.addresses)
 
     def _message(self, link: Link, coro_id: int, body: Sequence[Part]) -> None:
@@ -372,14 +372,18 @@ class Mesh:
             self.lost_messages += 1
             log.debug("! a message for coroutine %d, which has ended or takes none", coro_id)
             return
+        self._put(link, coro, body)
+
+    def _put(self, link: Link | None, coro: Coro, body: Sequence[Part]) -> None:
+        """Into the mailbox; the link over which it became full, or was filled further, is told."""
         coro.accept(body, packed=True)
         if coro.mailbox.full:
             coro.held = True
-            if self._holding.tell_full(coro_id, link):
-                self._peers.post(link, Hold(coro_id, True))
+            if link is not None and self._holding.tell_full(coro.ref.id, link):
+                self._peers.post(link, Hold(coro.ref.id, True))
 
     def drained(self, coro: Coro) -> None:
-        """A mailbox that was full is half empty again."""
+        """A mailbox that was full is half empty again, or gone with its coroutine: what waits for it comes."""
         coro.held = False
         for link in self._holding.told_full(coro.ref.id):
             if not link.ended:
@@ -481,7 +485,7 @@ class Mesh:
             case "deliver" if coro.serves:
                 raise ProtocolError(f"{coro.name} ({coro}) is a server: it takes setup, run, ping and close, and no messages")
             case "deliver":
-                coro.accept(incoming.body, packed=True)
+                self._put(link, coro, incoming.body)
                 incoming.reply(1)
             case verb if verb in coro.serves:
                 coro.accept(incoming)
@@ -538,8 +542,7 @@ class Mesh:
         number = coro.ref.id
         del self._coros[number]
         self._names.forget(coro)
-        self._holding.told_full(number)
-        self._holding.gone((self.me.birth, number), NoSuchCoro(f"{coro} has ended"))
+        self.drained(coro)  # who waits for room there, here or elsewhere, learns that nobody is there
         awaited = coro.observed or self._exits.is_awaited(number)
         if outcome.reason == coroutines.EXCEPTION and not awaited:
             log.warning("! %s (%s) ended: %s", coro.name, coro, outcome.text, exc_info=outcome.error)

@@ -234,7 +234,7 @@ def to_wire(operation: Operation) -> Wire:
         return Wire([kind, *_checked([*operation], _CHECKS[kind], type(operation).__name__)], (), 16)
     fields: list[Any] = list(_clipped(operation))
     body = fields.pop()
-    size = _body_size(body)
+    size = body_size(body)
     header_size = _header_size(kind, fields)
     if len(body) == 1 and size <= INLINE_BODY:
         return Wire([kind, *fields, bytes(body[0])], (), size + header_size)
@@ -251,7 +251,8 @@ def _clipped(operation: Operation) -> Operation:
     return operation
 
 
-def _body_size(body: Sequence[Part]) -> int:
+def body_size(body: Sequence[Part]) -> int:
+    """Its bytes; TooLarge past MAX_MESSAGE or MAX_PARTS."""
     size = sum(map(_nbytes, body))
     if size > MAX_MESSAGE:
         raise TooLarge(f"a message of {size} bytes; at most {MAX_MESSAGE} travel in one. Send it in parts, or as a file")

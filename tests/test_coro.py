@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from discoro import coro as coroutines
-from discoro import payload
+from discoro import messages, payload
 from discoro.coro import Coro, CoroRef, ExitNotice, Outcome, current_coro, drive, host_here
-from discoro.errors import CoroEnded, NoMesh, NotACoroutine, Overloaded, RemoteError
+from discoro.errors import CoroEnded, NoMesh, NotACoroutine, Overloaded, RemoteError, TooLarge
 
 
 class SmallHost:
@@ -297,6 +298,18 @@ def test_a_cancellation_in_the_same_turn_loses_no_message() -> None:
     with_coro(test)
 
 
+def test_a_second_receive_at_the_same_time_is_refused() -> None:
+    async def test(host: SmallHost, coro: Coro) -> None:
+        first = asyncio.ensure_future(coro.receive())
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="already waits in another receive"):
+            await coro.receive()
+        coro.accept("m")
+        assert await first == "m"
+
+    with_coro(test)
+
+
 def test_receives_that_are_always_ready_let_others_run() -> None:
     async def test(host: SmallHost, coro: Coro) -> None:
         turns = 0
@@ -393,6 +406,32 @@ def test_outcomes_travel_with_value_error_and_reason() -> None:
     ended = Outcome("terminated", text="was ended").packed()
     with pytest.raises(CoroEnded, match="was ended"):
         Outcome(ended[1], text=ended[2], body=ended[0]).unpacked(None).get()
+
+
+async def fails() -> None:
+    raise ValueError("bad")
+
+
+def test_a_value_too_large_to_travel_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "MAX_MESSAGE", 100)
+    body, reason, text = Outcome("normal", bytes(200)).packed()
+    assert reason == "exception"
+    with pytest.raises(TooLarge, match="at most 100 travel in one"):
+        Outcome(reason, text=text, body=body).unpacked(None).get()
+
+
+def test_an_error_keeps_no_frames_of_those_who_asked_for_it() -> None:
+    def depth(error: BaseException) -> int:
+        return len(list(traceback.walk_tb(error.__traceback__)))
+
+    outcome = outcome_of(fails)
+    assert outcome.error is not None
+    depths = set()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="bad"):
+            outcome.get()
+        depths.add(depth(outcome.error))
+    assert len(depths) == 1
 
 
 def test_a_value_that_cannot_travel_becomes_an_error_that_says_so() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from discoro import holding as rooms
+from discoro import messages
 from discoro.coro import CoroRef
-from discoro.errors import Overloaded, PeerLost
+from discoro.errors import Overloaded, PeerLost, TooLarge
 from discoro.holding import Holding
 from discoro.messages import Message, Notice
 
@@ -72,6 +73,29 @@ def test_who_waits_for_room_is_woken_or_told() -> None:
         assert len(holding) == 0
 
     asyncio.run(test())
+
+
+def test_who_gives_up_waiting_for_room_leaves_nothing() -> None:
+    async def test() -> None:
+        holding = Holding()
+        waiting = [asyncio.ensure_future(holding.room(REF)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert len(holding) == 1
+        for each in waiting:
+            each.cancel()
+        await asyncio.wait(waiting)
+        assert len(holding) == 0
+
+    asyncio.run(test())
+
+
+def test_what_could_never_be_sent_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "MAX_MESSAGE", 100)
+    holding = Holding()
+    holding.full(KEY)
+    with pytest.raises(TooLarge, match="a message of 101 bytes"):
+        holding.take(REF, [bytes(101)], 5)
+    assert list(holding.opened(KEY)) == []
 
 
 def test_a_lost_link_loses_what_waited_for_its_mailboxes_only() -> None:
