@@ -109,7 +109,8 @@ class Peers:
         connection = self.wire.dial(address)
         self._inquiries[connection] = answer
         try:
-            return await asyncio.wait_for(answer, timeout)
+            async with asyncio.timeout(timeout):  # wait_for of 3.11 swallows a cancellation that comes with the answer
+                return await answer
         finally:
             self._inquiries.pop(connection, None)
             self.wire.drop(connection)

@@ -347,3 +347,15 @@ def test_a_handshake_that_breaks_off_ends_no_link_that_was_open() -> None:
         assert link.ended
 
     with_peers(test)
+
+
+def test_an_inquiry_that_is_cancelled_as_it_fails_is_cancelled() -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        asking = asyncio.ensure_future(peers.inquire("127.0.0.1:2", 3))
+        await asyncio.sleep(0)
+        peers.ended(101, Ended.REFUSED, "nobody")
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+
+    with_peers(test)
