@@ -97,7 +97,8 @@ class Mesh:
     async def __aenter__(self) -> Mesh:
         try:
             await self._start()
-        except BaseException:
+        except BaseException:  # a start that fails or is given up leaves nothing
+            await self._end_tasks()
             await self._resources.aclose()
             raise
         self._token = current_host.set(self)
@@ -150,7 +151,8 @@ class Mesh:
             ready = await self._resources.enter_async_context(node)
             self.spawn(self.finding.keep(ready["addresses"][0]))
             return
-        for address in [*options.peers, *filter(None, os.environ.get("DISCORO_PEERS", "").split(","))]:
+        named = [address for address in os.environ.get("DISCORO_PEERS", "").split(",") if address.strip()]
+        for address in [*options.peers, *named]:
             self.spawn(self.finding.keep(with_port(address.strip())))
         if self._place.role == "client" and options.mdns:  # a node on this machine is found without waiting for mDNS
             self.spawn(self.finding.keep(f"127.0.0.1:{BASE_PORT}", quiet=True))
@@ -165,12 +167,15 @@ class Mesh:
             async with asyncio.timeout(CLOSE_TIMEOUT / 2):
                 for coro in coros:
                     await coro.stopped()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_tasks()
         await self._drain(CLOSE_TIMEOUT / 2)
         self._peers.close(f"{self.me.name}/{self.me.pid} left the mesh")
         await self._resources.aclose()
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _drain(self, seconds: float) -> None:
         """Until everything sent is acknowledged, or the time is over."""
@@ -541,7 +546,9 @@ class Mesh:
     def leave(self, coro: Coro, outcome: Outcome) -> None:
         number = coro.ref.id
         del self._coros[number]
-        self._names.forget(coro)
+        gone = self._names.forget(coro)
+        if gone:
+            self.spawn(self._names.withdraw(coro.ref, gone))
         self.drained(coro)  # who waits for room there, here or elsewhere, learns that nobody is there
         awaited = coro.observed or self._exits.is_awaited(number)
         if outcome.reason == coroutines.EXCEPTION and not awaited:

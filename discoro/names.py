@@ -70,9 +70,12 @@ class Names:
 
     async def unregister(self, coro: Coro, name: str | None) -> int:
         """See Coro.unregister."""
-        gone = self.forget(coro, name)
-        await self._tell("unregister", [(gone_name, coro.ref) for gone_name in gone])
+        await self.withdraw(coro.ref, self.forget(coro, name))
         return 0
+
+    async def withdraw(self, ref: CoroRef, gone: Iterable[str]) -> None:
+        """Tell every known node that these names lead to that coroutine no more."""
+        await self._tell("unregister", [(name, ref) for name in gone])
 
     def forget(self, coro: Coro, name: str | None = None) -> list[str]:
         """The coroutine loses this name, or every name; gives the names it lost."""
@@ -121,8 +124,10 @@ class Names:
         return 0
 
     def on_unregister(self, peer: Greeting, arguments: dict[str, Any]) -> int:
-        name, _ = _name_and_ref(arguments)
-        self._foreign.get(peer.birth, {}).pop(name, None)
+        name, ref = _name_and_ref(arguments)
+        told = self._foreign.get(peer.birth, {})
+        if told.get(name) == ref:  # not another that took the name meanwhile
+            del told[name]
         return 0
 
     def on_locate(self, arguments: dict[str, Any]) -> list[Any]:

@@ -599,7 +599,9 @@ def test_names_go_with_their_coroutine_and_with_their_process() -> None:
                 assert len(n._names.known("short")) == len(n._names.known("long")) == 1
                 await b.unregister(short, None)
                 assert n._names.known("short") == []
+                await b.register(short, "short")
                 short.stop("terminated")
+                await until(lambda: n._names.known("short") == [])
             await until(lambda: n._names.known("long") == [])
 
             async def asker() -> None:
@@ -714,6 +716,27 @@ def test_run_gives_the_value_and_ends_with_its_caller() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert not a._coros
+
+    simulate(test)
+
+
+def test_a_start_that_fails_leaves_nothing() -> None:
+    async def test(world: World) -> None:
+        with pytest.raises(ConfigError, match="'no:port' is not an address"):
+            async with world.mesh("a", peers=["127.0.0.1", "no:port"]):
+                pass
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    simulate(test)
+
+
+@pytest.mark.parametrize("peers", [",", " , ", "127.0.0.1:1, "])
+def test_empty_places_in_the_list_of_peers_mean_nothing(peers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISCORO_PEERS", peers)
+
+    async def test(world: World) -> None:
+        async with world.mesh("a"):
+            pass
 
     simulate(test)
 

@@ -149,6 +149,12 @@ def test_what_a_peer_registers_is_found_until_it_unregisters_or_is_lost() -> Non
     assert names.known("x") == []
 
 
+def test_a_name_that_was_taken_over_stays_when_its_first_holder_goes() -> None:
+    names = with_loop(lambda: registered((5, "x", ref(5, 1).to_plain()), (5, "x", ref(5, 2).to_plain())))
+    names.on_unregister(greeting("p", 5, "client"), {"name": "x", "ref": ref(5, 1).to_plain()})
+    assert names.on_locate({"name": "x"}) == [[ref(5, 2).to_plain(), 0]]
+
+
 @pytest.mark.parametrize(
     ("name", "reference"),
     [("x", None), (None, ref(5).to_plain()), ("", ref(5).to_plain()), ("x" * 300, ref(5).to_plain()), ("x", ref(6).to_plain())],
