@@ -203,7 +203,7 @@ class Store:
                 received = file.tell()
         if received < blob.size:
             return Receiving(blob, received, digest)
-        aside.unlink()  # a whole one would have been renamed: these are other bytes
+        aside.unlink(missing_ok=True)  # a whole one would have been renamed: these are other bytes
         return Receiving(blob)
 
     def _write(self, receiving: Receiving, at: int, data: memoryview) -> None:

@@ -18,7 +18,7 @@ from discoro.adverts import Advert
 from discoro.errors import ConfigError, DiscoroError, ProtocolError, Unreachable
 from discoro.interfaces import Interfaces
 from discoro.link import Link
-from discoro.messages import MAX_ADDRESSES, PROTOCOL_VERSION, Greeting
+from discoro.messages import MAX_ADDRESSES, MAX_NAME, MAX_U64, PROTOCOL_VERSION, Greeting
 
 if TYPE_CHECKING:
     from discoro.discovery import Discovery
@@ -104,7 +104,7 @@ class Finding:
             raise ProtocolError("meet without a list of nodes")
         for each in nodes:
             match each:
-                case [int(birth), list(addresses)] if all(isinstance(a, str) and len(a) < 256 for a in addresses):
+                case [int(birth), list(addresses)] if 0 < birth <= MAX_U64 and all(map(_is_text, addresses)):
                     self._dialler.meet(birth, addresses)
                 case _:
                     raise ProtocolError("meet with something that is no node")
@@ -186,6 +186,10 @@ async def resolved(address: str) -> list[str]:
         raise Unreachable(f"the name {host} is not known here ({error.strerror}): write its address instead") from None
     hosts = dict.fromkeys(str(where[0]) for *_, where in found)
     return [f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in hosts]
+
+
+def _is_text(address: Any) -> bool:
+    return isinstance(address, str) and len(address) <= MAX_NAME
 
 
 def whereabouts(node: Greeting) -> list[Any]:

@@ -182,6 +182,12 @@ def test_chunks_that_do_not_fit_are_refused_and_spoil_nothing(store: Store, offs
     assert store.take(blob, 3, b"lo")
 
 
+@pytest.mark.parametrize("data", [b"", b"x"])
+def test_a_chunk_of_what_has_no_bytes_is_refused(store: Store, data: bytes) -> None:
+    with pytest.raises(ProtocolError, match="of 0 bytes"):
+        store.take(blob_of(b""), 0, data)
+
+
 def test_a_size_that_lies_about_a_digest_makes_no_file(store: Store) -> None:
     blob = blob_of(b"hello")
     with pytest.raises(ProtocolError, match="another digest"):

@@ -137,7 +137,10 @@ def test_what_a_peer_tells_is_dialled() -> None:
     in_loop(test)
 
 
-@pytest.mark.parametrize("junk", [None, [1], [["x", []]], [[1, [2]]], [[1, ["a" * 300]]], [[1, []]] * 1001])
+@pytest.mark.parametrize(
+    "junk",
+    [None, [1], [["x", []]], [[0, []]], [[1 << 64, []]], [[1, [2]]], [[1, ["a" * 300]]], [[1, []]] * 1001],
+)
 def test_what_is_no_list_of_nodes_is_refused(junk: Any) -> None:
     def test(dialler: Dialler, find: Finding) -> None:
         with pytest.raises(ProtocolError, match="meet with"):
