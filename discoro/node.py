@@ -26,7 +26,7 @@ from discoro.mesh import Mesh
 from discoro.messages import PROTOCOL_VERSION, Greeting, Part
 from discoro.options import Place
 from discoro.requests import Incoming
-from discoro.server import bodies, serve, take_chunk, text_of, timeout_of
+from discoro.server import VERBS, bodies, serve, take_chunk, text_of, timeout_of
 from discoro.workers import Held, Worker, Workers
 
 log = logging.getLogger("discoro.node")
@@ -78,6 +78,7 @@ class Slot:
         self._opening: dict[str, list[Opening]] = {}  # by computation, one after another
         self._gone: OrderedDict[str, str] = OrderedDict()  # computations lost with a worker, and how
         self.coro = Coro.start(mesh, self._serve, name="discoro_server")
+        self.coro.serves = VERBS  # at once, not when it runs: a message that came first would be unpacked here
 
     def _serve(self) -> Any:
         yield from serve(self, self._register())
@@ -114,7 +115,10 @@ class Slot:
         try:
             if len(openings) > 1:  # perhaps given up: nothing of it shall meet this one
                 await asyncio.wait([openings[-2].task])
-            await self._open(incoming, number, opening)
+            await self._open(incoming, number)
+        except asyncio.CancelledError:
+            await self._abandon(opening.abandoned or (), number)
+            raise
         finally:
             openings.remove(opening)
             if not openings:
@@ -146,7 +150,7 @@ class Slot:
 
     # -------------------------------------------------------------- opening
 
-    async def _open(self, incoming: Incoming, number: str, opening: Opening) -> None:
+    async def _open(self, incoming: Incoming, number: str) -> None:
         files = checked_files(incoming.arguments.get("files"))
         name, cleanup = text_of(incoming.arguments, "name"), bool(incoming.arguments.get("cleanup", True))
         missing = self._store.missing(files)
@@ -159,9 +163,6 @@ class Slot:
             worker.computations[number] = Held(name, digests, cleanup, opening=before is None)
         try:
             answer = await self._mesh.request(worker.server, "setup", incoming.arguments, incoming.body)
-        except asyncio.CancelledError:
-            await self._abandon(opening.abandoned or (), number)
-            raise
         except DiscoroError:
             await self._undo(worker, number, before)
             raise
@@ -200,8 +201,8 @@ class Slot:
             await self._workers.kill(worker, "its setup failed")
 
     def _give_up(self, openings: Sequence[Opening], number: str) -> None:
-        for opening in openings:
-            opening.give_up(self._holding(number))
+        for opening in openings:  # the first of them closes it everywhere: the others came after it
+            opening.give_up([worker for worker in self._holding(number) if not worker.in_doubt])
 
     async def _abandon(self, holding: Sequence[Worker], number: str) -> None:
         """A setup was given up: the computation is closed, and a worker that stays busy, or has nothing else, is killed."""

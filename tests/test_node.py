@@ -20,7 +20,7 @@ from discoro import workers as workers_module
 from discoro.computation import Computation
 from discoro.errors import CloseFailed, ConfigError, NotSetUp, PeerLost, SetupFailed, Timeout, TooLarge, WorkerLost
 from discoro.mesh import Mesh
-from discoro.node import MAX_SLOTS, Node, NodeOptions
+from discoro.node import MAX_SLOTS, Node, NodeOptions, Slot
 from discoro.workers import LAST_LINES, LINE_BYTES, Output, signal_name
 from tests.support.nodes import SECURITY, children, client_of, files_below, in_thread, node_here, until_ended, until_gone
 
@@ -347,6 +347,46 @@ def test_files_of_one_name_and_two_contents_do_not_meet(tmp_path: Path) -> None:
         for each in (first, beside, second):
             await each.close(server)
         await in_thread(until_ended, [worker.pid for worker in node.slots[0]._here()], 5)
+
+    with_node(tmp_path, work)
+
+
+def test_a_setup_given_up_while_it_waits_for_a_worker_closes_what_it_was_to_replace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "SPARE_WORKERS", 0)
+
+    async def work(node: Node, mesh: Mesh) -> None:
+        data, slot = tmp_path / "data", node.slots[0]
+        data.write_text("one")
+        first, server = await opened(look_around, depends=[str(data)])
+        beside, _ = await opened(look_around, depends=[str(data)])
+        (worker,) = slot._here()
+        data.write_text("two")
+        again = asyncio.ensure_future(first.setup(server))  # must not meet beside: it waits for another worker
+        while not slot._placing.locked():
+            await asyncio.sleep(0)
+        again.cancel()
+        while slot._opening or len(worker.computations) > 1:
+            await asyncio.sleep(0)
+        assert not worker.in_doubt
+        with pytest.raises(NotSetUp):
+            await first.ping(server)
+        assert await result(beside, server)
+        await beside.close(server)
+        await in_thread(until_ended, [worker.pid], 5)
+
+    with_node(tmp_path, work)
+
+
+def test_a_slot_opens_no_message_from_its_first_moment_on(tmp_path: Path) -> None:
+    async def work(node: Node, mesh: Mesh) -> None:
+        await discoro.Coro.locate("discoro_server")
+        slot = Slot(node.mesh, node.slots[0]._workers, node.slots[0]._store, 0)
+        node.mesh._message(next(iter(node.mesh._peers)), slot.coro.ref.id, [b"not a pickle"])
+        assert len(slot.coro.mailbox) == 0
+        slot.coro.stop("terminated")
+        await slot.coro.stopped()
 
     with_node(tmp_path, work)
 
