@@ -43,6 +43,7 @@ class Exits:
         self._bytes = 0
         self._waiters: dict[Key, list[asyncio.Future[Outcome]]] = {}
         self._monitors: dict[Key, list[tuple[Coro, CoroRef]]] = {}
+        self._observed: dict[int, set[Key]] = {}  # what each coroutine of ours monitors: it is forgotten with the observer
         self._deferred: dict[tuple[Key, int], tuple[Coro, CoroRef, Outcome] | None] = {}  # notices that wait, by monitor's id
         self._subscribed: set[Key] = set()  # coroutines elsewhere whose end will be told to us
         self._watchers: dict[int, dict[Link, None]] = {}  # links to be told when a coroutine of ours ends
@@ -60,6 +61,9 @@ class Exits:
 
     def ended(self, coro: Coro, outcome: Outcome) -> None:
         """A coroutine of this process ended."""
+        for key in self._observed.pop(coro.ref.id, ()):
+            for entry in [each for each in self._monitors.get(key, ()) if each[0] is coro]:
+                _discard(self._monitors, key, entry)
         watchers = self._watchers.pop(coro.ref.id, {})
         if watchers:
             body, reason, text = outcome.packed()
@@ -113,9 +117,10 @@ class Exits:
         """See Coro.monitor."""
         key, entry = (observed.birth, observed.id), (observer, observed)
         self._monitors.setdefault(key, []).append(entry)
+        self._observed.setdefault(observer.ref.id, set()).add(key)
         try:
             await self._subscribe(observed)
-        except BaseException:
+        except BaseException:  # given up, or nobody could be asked: who gets the error gets no notice besides
             _discard(self._monitors, key, entry)
             raise
         return 0
@@ -129,6 +134,7 @@ class Exits:
             if not waiter.done():
                 waiter.set_result(outcome)
         for observer, observed in self._monitors.pop(key, ()):
+            self._observed.get(observer.ref.id, set()).discard(key)
             if (key, observer.ref.id) in self._deferred:
                 self._deferred[key, observer.ref.id] = observer, observed, outcome
             elif not observer.done:

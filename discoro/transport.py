@@ -66,7 +66,7 @@ class Transport:
         listener = Listener(self)
         try:
             port = listener.bind(hosts, ports)
-        except BaseException:
+        except BaseException:  # whatever it is, no port stays bound
             listener.close(linger=0)
             raise
         self._listener = listener

@@ -165,6 +165,22 @@ def test_waiting_in_vain_leaves_nothing() -> None:
     with_exits(test)
 
 
+def test_monitors_are_forgotten_with_their_observer() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        lives, ends = Observer(), Observer()
+        ends.ref = ref(HERE, 51)
+        for observer in (lives, ends, ends):
+            for number in (7, 8):
+                await exits.monitor(observer, ref(THERE, number))  # type: ignore[arg-type]
+        exits.settle((THERE, 8), packed("value"))
+        exits.ended(ends, Outcome("normal"))  # type: ignore[arg-type]
+        assert [[observer for observer, _ in entries] for entries in exits._monitors.values()] == [[lives]]
+        exits.ended(lives, Outcome("normal"))  # type: ignore[arg-type]
+        assert not exits._monitors and not exits._observed
+
+    with_exits(test)
+
+
 def test_a_monitor_that_cannot_ask_leaves_nothing() -> None:
     async def test(exits: Exits, around: Around) -> None:
         around.answer = ValueError("a bug")
