@@ -27,7 +27,7 @@ ACK_BYTES = 1 * messages.MIB  # and received bytes
 GREETING_TIMEOUT = 3.0  # seconds for a welcome; as long as libzmq's own handshake may take
 REDIAL_FIRST, REDIAL_MOST = 0.05, 2.0  # seconds between dials; doubled each time; at once after a connection of use
 REFUSED_GRACE = 3.0  # seconds until an address that refuses, where the peer was never met, counts as its end
-WORKER_GRACE = 0.5  # seconds that the node of a worker that is gone has to say how it ended
+WORD_GRACE = 0.5  # seconds that the node of a worker that is gone has to say how it ended
 
 
 class State(enum.Enum):
@@ -123,6 +123,7 @@ class Link:
         self.connection: int | None = None  # the one whose frames count
         self.lost_because = ""
         self.certain = False  # the peer is known to be gone, not only out of reach
+        self.awaits_word = False  # its node, whom we know, will say how it ended: set by who knows both
         self.refused_code = ""
         self.outbox = Outbox()
         self._peer_timeout = peer_timeout
@@ -354,12 +355,11 @@ class Link:
             return  # it greets us at this very moment
         here = self.peer is not None and on_this_machine(self.me.addresses, self.peer.addresses)  # no firewall lies between
         lived_here = here or address == self._lived_at
-        of_a_node = self.peer is not None and self.peer.role == "worker"  # which knows how it ended, and will say so
-        if lived_here and not of_a_node:
+        if lived_here and not self.awaits_word:
             self.certain = True
             self._end(State.LOST, f"ended: {address}: {why}")
         elif self._give_up is not None:
-            self._give_up = min(self._give_up, now + (WORKER_GRACE if lived_here else REFUSED_GRACE))
+            self._give_up = min(self._give_up, now + (WORD_GRACE if lived_here else REFUSED_GRACE))
 
     def _broken(self, why: str, now: float) -> None:
         self.connection = None

@@ -175,7 +175,8 @@ class Mesh:
     async def _end_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_TIMEOUT)
 
     async def _drain(self, seconds: float) -> None:
         """Until everything sent is acknowledged, or the time is over."""
@@ -250,6 +251,7 @@ class Mesh:
         assert peer is not None
         log.info("= linked with %s %s/%d", peer.role, peer.name, peer.pid)
         self._dead.pop(peer.birth, None)
+        link.awaits_word = peer.role == "worker" and peer.node in (self.me.node, *(node.node for node in self.nodes()))
         if peer.role != "worker":
             self.spawn(self._introduce(peer))
 
@@ -279,6 +281,9 @@ class Mesh:
         self._exits.link_lost(link, error)
         self.lost_messages += self._holding.link_lost(link, error)
         self._names.peer_lost(link.birth)
+        for other in self._peers:
+            if link.peer is not None and other.peer is not None and other.peer.node == link.peer.node:
+                other.awaits_word = False  # nobody is left to say it
         if link.peer is not None:
             for tell in list(self.on_peer_lost):
                 tell(link.peer, str(error))
@@ -289,8 +294,8 @@ class Mesh:
         return self.finding.name_of(link.birth) if self.finding is not None else f"birth {link.birth:016x}"
 
     def _say_lost(self, link: Link, who: str, error: DiscoroError) -> None:
-        in_order = link.state is State.CLOSED or isinstance(error, WorkerLost)
-        level = logging.INFO if in_order else logging.WARNING
+        said_elsewhere = link.state is State.CLOSED or isinstance(error, WorkerLost) or not link.opened
+        level = logging.INFO if said_elsewhere else logging.WARNING
         log.log(level, "= %s", error)
         if not link.opened and self.finding is not None:
             self.finding.not_usable(who, link.lost_because)
@@ -518,11 +523,7 @@ class Mesh:
 
     async def _locate_for_worker(self, incoming: Incoming) -> None:
         """A worker is linked with its node only: the node asks the others for it."""
-        found = list(self._names.on_locate(incoming.arguments))
-        for node in self.nodes():
-            with contextlib.suppress(DiscoroError):
-                found += await self.ask(node.birth, "locate", incoming.arguments, INQUIRE_TIMEOUT)
-        incoming.reply(found)
+        incoming.reply(await self._names.locate_for_worker(incoming.arguments))
 
     # -------------------------------------------------------------- coroutines of this process
 

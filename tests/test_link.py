@@ -958,8 +958,8 @@ def test_a_crash_on_this_machine_is_told_at_once_whoever_dialled() -> None:
 
 def test_a_worker_whose_port_refuses_gets_a_moment_for_its_node_to_say_how_it_ended() -> None:
     network, low, high = two()
-    high.me = high.me._replace(role="worker")
     link = low.link(high)
+    link.awaits_word = True
     network.run(1)
     assert link.state is State.OPEN
     high.crash()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,8 +28,9 @@ from discoro.errors import (
 )
 from discoro.finding import with_port
 from discoro.mesh import Mesh
+from discoro.options import Place
 from discoro.requests import Incoming
-from tests.support.meshes import World, knows, simulate, start, until
+from tests.support.meshes import OPEN, World, knows, simulate, start, until
 
 
 async def waits() -> None:
@@ -589,6 +591,30 @@ def test_locate_waits_for_a_name_that_appears_later() -> None:
     simulate(test)
 
 
+@pytest.mark.parametrize("where", ["n", "other"])
+def test_a_worker_locates_everywhere_by_its_node(where: str) -> None:
+    async def test(world: World) -> None:
+        async with (
+            world.mesh("n", role="node") as n,
+            world.mesh("other", n, role="node") as other,
+            world.mesh("worker", role="worker") as worker,
+        ):
+            named = {mesh.me.name: start(mesh, waits) for mesh in (n, other)}
+            await n.register(named["n"], "name")
+            await other.register(named["other"], "name")
+            worker.meet(n.me.birth, n.addresses)
+            await until(lambda: knows(worker, n))
+
+            async def asker() -> CoroRef:
+                with pytest.raises(Timeout):
+                    await Coro.locate("name", location="nowhere", timeout=3)
+                return await Coro.locate("name", location=where, timeout=3)
+
+            assert await worker.run(asker) == named[where].ref
+
+    simulate(test)
+
+
 def test_names_go_with_their_coroutine_and_with_their_process() -> None:
     async def test(world: World) -> None:
         async with world.mesh("n", role="node") as n, world.mesh("a", n) as a:
@@ -825,5 +851,20 @@ def test_a_timeout_that_is_the_answer_stays_what_it_is() -> None:
             b.handlers["late"] = late
             with pytest.raises(Timeout, match="over there"):
                 await a.ask(b.me.birth, "late", {}, None)
+
+    simulate(test)
+
+
+def test_the_end_of_a_worker_waits_for_the_word_of_its_node_while_that_is_linked() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("n", role="node") as n, world.mesh("a", n) as a:
+            place = Place(role="worker", node=n.me.node, security=OPEN, transport=partial(world.network.transport, "w"))
+            async with Mesh.placed(place, name="w", mdns=False, ip_addr=["127.0.0.1"]) as w:
+                link = a.meet(w.me.birth, w.addresses)
+                assert link is not None
+                await until(lambda: link.opened)
+                assert link.awaits_word
+                a._peers.lose(n.me.birth, "gone")
+                assert not link.awaits_word
 
     simulate(test)
