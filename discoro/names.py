@@ -136,6 +136,14 @@ class Names:
             raise ProtocolError("locate without a name")
         return [[found.ref.to_plain(), found.load] for found in self.known(name)]
 
+    async def locate_for_worker(self, arguments: dict[str, Any]) -> list[Any]:
+        """What this node and every other has under the name, at the location if one is given, in time for the worker."""
+        name, location = arguments.get("name"), arguments.get("location")
+        if not isinstance(name, str) or not (location is None or isinstance(location, str)):
+            raise ProtocolError("locate without a name, or with a location that is none")
+        found = await self._ask_all(name, location, ANSWER_TIMEOUT / 2)
+        return [[each.ref.to_plain(), each.load] for each in found]
+
     def peer_lost(self, birth: int) -> None:
         """What that process registered is gone with it."""
         self._foreign.pop(birth, None)
@@ -191,11 +199,15 @@ class Names:
         least = min(each.load for each in found)
         return random.choice([each.ref for each in found if each.load == least])
 
-    async def _ask_all(self, name: str, location: str | None) -> list[Found]:
-        """What this process and every known node has under the name, once each."""
-        nodes = [node for node in self._neighbours.nodes() if location is None or _is_at(node, location)]
-        asked = [self._neighbours.ask(node.birth, "locate", {"name": name}, ANSWER_TIMEOUT) for node in nodes]
-        found = {} if location else {each.ref: each for each in self.known(name)}
+    async def _ask_all(self, name: str, location: str | None, timeout: float = ANSWER_TIMEOUT) -> list[Found]:
+        """What this process and every known node has under the name, once each; a worker has its node look everywhere."""
+        me, arguments = self._neighbours.me, {"name": name}
+        nodes = [node for node in self._neighbours.nodes() if location is None or me.role == "worker" or _is_at(node, location)]
+        if location is not None and me.role == "worker":
+            arguments["location"] = location
+        asked = [self._neighbours.ask(node.birth, "locate", arguments, timeout) for node in nodes]
+        here = location is None or (me.role == "node" and _is_at(me, location))
+        found = {each.ref: each for each in self.known(name)} if here else {}
         for node, answer in zip(nodes, await asyncio.gather(*asked, return_exceptions=True), strict=True):
             if isinstance(answer, DiscoroError):
                 log.info("< %s did not answer locate: %s", node.name, answer)

@@ -170,6 +170,12 @@ def test_the_number_of_registrations_is_bounded(monkeypatch: pytest.MonkeyPatch)
         with_loop(lambda: registered(*((5, f"x{number}", ref(5).to_plain()) for number in range(3))))
 
 
+@pytest.mark.parametrize("arguments", [{}, {"name": 5}, {"name": "x", "location": 5}])
+def test_a_worker_that_asks_for_no_name_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError, match="locate without a name"):
+        asyncio.run(Names(Around(), 5).locate_for_worker(arguments))
+
+
 def test_locate_without_a_name_is_refused() -> None:
     with pytest.raises(ProtocolError, match="without a name"):
         with_loop(lambda: registered().on_locate({}))
