@@ -3,6 +3,8 @@
 This is the front door: the public names, and nothing else.
 """
 
+__version__ = "0.1.0"  # before the imports: modules below take it from here
+
 from discoro.computation import Computation
 from discoro.coro import Coro, CoroRef, ExitNotice, current_coro
 from discoro.errors import (
@@ -36,8 +38,6 @@ from discoro.errors import (
 from discoro.mesh import Mesh
 from discoro.program import run, servers
 from discoro.server import discoro_server
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CloseFailed",

@@ -21,8 +21,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from discoro import __version__, messages, payload
 from discoro import coro as coroutines
-from discoro import messages, payload
 from discoro.coro import Coro, CoroRef, Outcome, current_host
 from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
 from discoro.exits import Exits
@@ -39,7 +39,6 @@ from discoro.requests import Answer, Incoming, Requests, answering
 
 log = logging.getLogger("discoro.mesh")
 
-VERSION = "0.1.0"
 KEPT_DEAD = 10_000  # processes known to be gone, so that references to them fail at once
 CLOSE_TIMEOUT = 1.5  # seconds in all that a closing mesh gives coroutines and unacknowledged frames
 
@@ -130,7 +129,7 @@ class Mesh:
         node = self._place.node or f"{birth:016x}"
         name = self.options.name or socket.gethostname().partition(".")[0] or "host"
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        return Greeting(node, os.getpid(), birth, name, self._place.role, self.options.cluster, python, VERSION, ())
+        return Greeting(node, os.getpid(), birth, name, self._place.role, self.options.cluster, python, __version__, ())
 
     def _listen(self, transport: Any) -> list[str]:
         """Listen on every usable address, and on loopback for the processes of this machine."""

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
+from discoro import __version__
 from discoro.cli import node as command
 from discoro.cli.node import host_of, name_of, parser, port_of, processors, size_of, slots_of, wrapped
 from discoro.errors import ConfigError
-from discoro.mesh import VERSION
 from tests.support.commands import ROOT, Machines, NodeCommand
 from tests.support.nodes import COMMAND, LOOPBACK, a_node, children, environment, files_below, until_ended, until_gone
 
@@ -251,7 +251,7 @@ def test_the_banner(tmp_path: Path) -> None:
     with a_node(tmp_path, "--ext_ip_addr", "gate.example.org") as node:
         port = node.address.rpartition(":")[2]
         said = " ".join(node.output.split())
-        assert said.startswith(f"discoro {VERSION} node node cluster default slots {processors()} (")
+        assert said.startswith(f"discoro {__version__} node node cluster default slots {processors()} (")
         assert f"files {tmp_path}/files-node address gate.example.org:{port}, 127.0.0.1:{port} " in said
         assert f" ports TCP {port}, workers any free ones trust key {tmp_path}/cluster.key (made now) ready Ctrl-C" in said
 

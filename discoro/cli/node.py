@@ -21,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from discoro import __version__
 from discoro.adverts import LABEL_LIMIT
 from discoro.errors import ConfigError, PortTaken
 from discoro.finding import BASE_PORT
-from discoro.mesh import VERSION
 from discoro.node import PORT_RANGE, Node, NodeOptions
 from discoro.process import Parent
 from discoro.security import Security
@@ -116,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-file-size", "--max_file_size", type=size_of, default=0, metavar="SIZE", help=size)
     p.add_argument("-d", "--debug", action="store_true", help="log every step")
     p.add_argument("--json-ready", action="store_true", help="print one line of JSON on standard output when ready")
-    p.add_argument("--version", action="version", version=f"discoro {VERSION}")
+    p.add_argument("--version", action="version", version=f"discoro {__version__}")
     p.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     add_network(p.add_argument_group("network"))
     add_trust(p.add_argument_group("trust"))
@@ -238,7 +238,7 @@ def banner(node: Node, columns: int) -> str:
     """What a person is told at start: who this is, where it listens, what it left out, how to stop."""
     me = node.mesh.me
     rows = "\n".join(row for heading, text in told(node) for row in wrapped(heading, text, columns))
-    return f"discoro {VERSION}  node {me.name}  cluster {me.cluster}\n{rows}\n  ready     Ctrl-C stops it"
+    return f"discoro {__version__}  node {me.name}  cluster {me.cluster}\n{rows}\n  ready     Ctrl-C stops it"
 
 
 def told(node: Node) -> Iterator[tuple[str, str]]:
