@@ -280,10 +280,10 @@ class Mesh:
         self._exits.link_lost(link, error)
         self.lost_messages += self._holding.link_lost(link, error)
         self._names.peer_lost(link.birth)
-        for other in self._peers:
-            if link.peer is not None and other.peer is not None and other.peer.node == link.peer.node:
-                other.awaits_word = False  # nobody is left to say it
         if link.peer is not None:
+            for other in self._peers:
+                if link.peer.role == "node" and other.peer is not None and other.peer.node == link.peer.node:
+                    other.awaits_word = False  # nobody is left to say it
             for tell in list(self.on_peer_lost):
                 tell(link.peer, str(error))
 

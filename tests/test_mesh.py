@@ -859,10 +859,13 @@ def test_the_end_of_a_worker_waits_for_the_word_of_its_node_while_that_is_linked
     async def test(world: World) -> None:
         async with world.mesh("n", role="node") as n, world.mesh("a", n) as a:
             place = Place(role="worker", node=n.me.node, security=OPEN, transport=partial(world.network.transport, "w"))
-            async with Mesh.placed(place, name="w", mdns=False, ip_addr=["127.0.0.1"]) as w:
-                link = a.meet(w.me.birth, w.addresses)
-                assert link is not None
-                await until(lambda: link.opened)
+            options = {"name": "w", "mdns": False, "ip_addr": ["127.0.0.1"]}
+            async with Mesh.placed(place, **options) as w, Mesh.placed(place, **options) as another:
+                link, beside = (a.meet(each.me.birth, each.addresses) for each in (w, another))
+                assert link is not None and beside is not None
+                await until(lambda: link.opened and beside.opened)
+                assert link.awaits_word
+                a._peers.lose(another.me.birth, "gone")
                 assert link.awaits_word
                 a._peers.lose(n.me.birth, "gone")
                 assert not link.awaits_word
