@@ -166,7 +166,7 @@ class Computation:
     def _worker(self, server: CoroRef) -> CoroRef:
         """The discoro_server of the worker that has the computation open for this server; NotSetUp where none has."""
         if server not in self._workers:
-            raise NotSetUp(f"{self.name} is not set up at {server}, or was closed: call setup first")
+            raise NotSetUp(f"{self.name} is not set up at {server}, or was closed: `yield computation.setup(...)` first")
         return self._workers[server]
 
     def _measured(self) -> list[tuple[Shipped, Path]]:

@@ -206,15 +206,21 @@ class Outcome:
         """Bytes that its packed body holds."""
         return sum(len(part) for part in self.body) if self.body else 0
 
-    def unpacked(self, namespace: payload.Namespace | None) -> Outcome:
-        """The same with its body opened; one that cannot be opened becomes an UnpackError in place of the value."""
+    def unpacked(self, namespace: payload.Namespace | None, where: str = "") -> Outcome:
+        """The same with its body opened; one that cannot be opened becomes an UnpackError in place of the value.
+
+        `where` it ended stands beneath an exception: with several machines, that is the first thing to know.
+        """
         if self.body is None:
             return self
         if self.reason not in (NORMAL, EXCEPTION):
             return Outcome(self.reason, error=_ERRORS.get(self.reason, CoroEnded)(self.text), text=self.text)
         try:
             if self.reason == EXCEPTION:
-                return Outcome(EXCEPTION, error=payload.unpack_error(self.body, namespace), text=self.text)
+                error = payload.unpack_error(self.body, namespace)
+                if where:
+                    error.add_note(f"raised in the coroutine {where}")
+                return Outcome(EXCEPTION, error=error, text=self.text)
             return Outcome(NORMAL, payload.unpack(self.body, namespace))
         except UnpackError as error:
             return Outcome(EXCEPTION, error=error, text=str(error))
@@ -445,7 +451,7 @@ class Coro(Handle):
 
     def notify(self, observed: CoroRef, outcome: Outcome) -> None:
         """Put the ExitNotice of a coroutine that this one monitors into the mailbox; never refused, however full it is."""
-        outcome = outcome.unpacked(self.namespace)
+        outcome = outcome.unpacked(self.namespace, str(observed))
         self.mailbox.put(ExitNotice(observed, outcome.reason, outcome.value, outcome.error))
 
     async def result_here(self) -> Any:
@@ -536,6 +542,8 @@ def check_coroutine(function: Any) -> None:
         return
     what = getattr(function, "__qualname__", repr(function))
     hint = "it has no `yield`" if callable(function) else "it is not a function"
+    if inspect.iscoroutine(function) or inspect.isgenerator(function):
+        raise NotACoroutine(f"{what} was called already: pass the function itself, {what} and not {what}()")
     if inspect.isasyncgenfunction(function):
         hint = "it is an async generator: it has `async def` and `yield`, use one of them"
     raise NotACoroutine(f"{what} is not a coroutine function: {hint}. Write a generator function (with yield) or an async def")

@@ -9,18 +9,23 @@ it, and knows no more of either.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
-from discoro.coro import PEER_LOST, UNKNOWN, WORKER_LOST, Coro, CoroRef, Outcome, sender
+from discoro.coro import EXCEPTION, PEER_LOST, UNKNOWN, WORKER_LOST, Coro, CoroRef, Outcome, sender
 from discoro.errors import DiscoroError, NoSuchCoro, PeerLost, Timeout, Unreachable, WorkerLost
 from discoro.link import Link
 from discoro.messages import MAX_TEXT, MIB, Exit
 from discoro.requests import Answer, Incoming
 
+log = logging.getLogger("discoro.exits")
+
 KEPT_OUTCOMES = 10_000  # ended coroutines whose outcome can still be asked for
 KEPT_BYTES = 16 * MIB  # and what their packed values may hold
+
+UNHEARD_AFTER = 2.0  # seconds that a program has to ask how a coroutine of its own failed, before the log says it
 
 Key = tuple[int, int]  # birth and coro-id
 
@@ -45,6 +50,7 @@ class Exits:
         self._monitors: dict[Key, list[tuple[Coro, CoroRef]]] = {}
         self._observed: dict[int, set[Key]] = {}  # what each coroutine of ours monitors: it is forgotten with the observer
         self._deferred: dict[tuple[Key, int], tuple[Coro, CoroRef, Outcome] | None] = {}  # notices that wait, by monitor's id
+        self._unheard: dict[Key, tuple[str, Outcome]] = {}  # exceptions elsewhere that nobody asked about yet, and where
         self._subscribed: set[Key] = set()  # coroutines elsewhere whose end will be told to us
         self._watchers: dict[int, dict[Link, None]] = {}  # links to be told when a coroutine of ours ends
 
@@ -111,7 +117,7 @@ class Exits:
         finally:
             _discard(self._waiters, key, waiter)
         receiver = sender()
-        return outcome.unpacked(receiver.namespace if receiver else None).get()
+        return outcome.unpacked(receiver.namespace if receiver else None, str(of)).get()
 
     async def monitor(self, observer: Coro, observed: CoroRef) -> int:
         """See Coro.monitor."""
@@ -139,6 +145,26 @@ class Exits:
                 self._deferred[key, observer.ref.id] = observer, observed, outcome
             elif not observer.done:
                 observer.notify(observed, outcome)
+
+    def told(self, key: Key, where: str, outcome: Outcome) -> None:
+        """The end of a coroutine elsewhere came. An exception that nobody asks about in time is said in the log."""
+        heard = key in self._waiters or key in self._monitors
+        self.settle(key, outcome)
+        if outcome.reason == EXCEPTION and not heard and len(self._unheard) < KEPT_OUTCOMES:
+            self._unheard[key] = where, outcome
+            asyncio.get_running_loop().call_later(UNHEARD_AFTER, self._say_unheard, key)
+
+    def say_unheard(self) -> None:
+        """The process is about to leave: say what would have been said later."""
+        for key in list(self._unheard):
+            self._say_unheard(key)
+
+    def _say_unheard(self, key: Key) -> None:
+        where, outcome = self._unheard.pop(key, ("", None))
+        if outcome is not None:
+            error = outcome.unpacked(None).error
+            detail = f"\n{error.__cause__}" if error is not None and error.__cause__ is not None else ""
+            log.warning("! %s ended with %s, and nobody waits for its result or monitors it%s", where, outcome.text, detail)
 
     def defer(self, key: Key, to: int) -> None:
         """The notice of that coroutine for our coroutine `to` is to wait: messages of it are held at the sender."""
@@ -171,6 +197,7 @@ class Exits:
         To be called after the waiter or monitor is in its table, so that an end that comes meanwhile finds it.
         """
         key = (of.birth, of.id)
+        self._unheard.pop(key, None)
         known = self._outcomes.get(key)
         if known is not None:
             self.settle(key, known, keep=False)

@@ -182,6 +182,8 @@ async def resolved(address: str) -> list[str]:
         return [address]
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise Unreachable(f"{host!r:.80} is no host name") from None
     except OSError as error:
         raise Unreachable(f"the name {host} is not known here ({error.strerror}): write its address instead") from None
     hosts = dict.fromkeys(str(where[0]) for *_, where in found)

@@ -151,6 +151,11 @@ class Link:
         return f"<Link {who} {self.state.value} received={self._received} {self.outbox!r}>"
 
     @property
+    def who(self) -> str:
+        """The peer, for people."""
+        return f"{self.peer.name}/{self.peer.pid}" if self.peer else f"birth {self.birth:016x}"
+
+    @property
     def ended(self) -> bool:
         return self.state in _END
 

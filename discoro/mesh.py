@@ -63,6 +63,7 @@ class Mesh:
         self._requests = Requests()
         self._holding = Holding()
         self._dead: OrderedDict[int, DiscoroError] = OrderedDict()  # births known to be gone, and how
+        self._closing = False
         self.lost_messages = 0  # that reached nobody
         self.lost_operations = 0  # of lost links: unacknowledged, so that nobody knows whether they arrived
         self.finding: Finding | None = None
@@ -159,6 +160,8 @@ class Mesh:
 
     async def close(self) -> None:
         """Leave the mesh: coroutines are terminated, what was sent is given a moment to arrive, everybody is told."""
+        self._closing = True
+        self._exits.say_unheard()
         coros = list(self._coros.values())
         for coro in coros:
             coro.stop(coroutines.TERMINATED)
@@ -236,10 +239,12 @@ class Mesh:
         options = self.options
         lines = [f'no usable node in {options.discover_timeout:g} s (cluster "{options.cluster}", {self.security.origin})']
         lines += [f"  {line}" for line in (self.finding.why_none() if self.finding else ())]
+        if any("another key" in line or "another cluster key" in line for line in lines):
+            lines.append("  try  the same key here: copy the key file that its banner names, or set DISCORO_KEY_FILE")
         lines += [
-            "  try  discoro-node                       on this or another machine with the same key",
-            "       peers=[HOST], or DISCORO_PEERS=HOST  where multicast does not reach",
-            "       discoro.run(main, local=True)      to use this machine only",
+            "  try  discoro-node                            on this or another machine with the same key",
+            '       peers=["HOST"], or DISCORO_PEERS=HOST   where multicast does not reach',
+            "       discoro.run(main, local=True)           to use this machine only",
         ]
         return "\n".join(lines)
 
@@ -288,15 +293,13 @@ class Mesh:
                 tell(link.peer, str(error))
 
     def _name_of(self, link: Link) -> str:
-        if link.peer is not None:
-            return f"{link.peer.name}/{link.peer.pid}"
-        return self.finding.name_of(link.birth) if self.finding is not None else f"birth {link.birth:016x}"
+        return link.who if link.peer is not None or self.finding is None else self.finding.name_of(link.birth)
 
     def _say_lost(self, link: Link, who: str, error: DiscoroError) -> None:
         said_elsewhere = link.state is State.CLOSED or isinstance(error, WorkerLost) or not link.opened
-        level = logging.INFO if said_elsewhere else logging.WARNING
+        level = logging.INFO if said_elsewhere or self._closing or self.me.role == "worker" else logging.WARNING
         log.log(level, "= %s", error)
-        if not link.opened and self.finding is not None:
+        if not link.opened and self.finding is not None and not self._closing:
             self.finding.not_usable(who, link.lost_because)
         unsent = link.outbox.unacknowledged
         if unsent:
@@ -329,7 +332,7 @@ class Mesh:
             case Reply(number, ok, value, body):
                 self._requests.answer(number, ok, value, body)
             case Exit(coro_id, reason, text, body):
-                self._exits.settle((link.birth, coro_id), Outcome(reason, text=text, body=body))
+                self._exits.told((link.birth, coro_id), f"{link.who}/{coro_id}", Outcome(reason, text=text, body=body))
             case Notice(coro_id, to, now):
                 (self._exits.release if now else self._exits.defer)((link.birth, coro_id), to)
             case Hold(coro_id, held):
@@ -366,7 +369,7 @@ class Mesh:
             return
         link = self._link(to)
         if not link.has_room():
-            raise Overloaded(f"{link.outbox!r} wait to be sent to {to}: use deliver, or wait")
+            raise Overloaded(f"{link.outbox.waiting} wait to be sent to {to}, and no more are queued: deliver waits for room")
         self._peers.post(link, Message(to.id, body), lane)
 
     def _link(self, to: CoroRef) -> Link:
@@ -509,8 +512,10 @@ class Mesh:
     def _on_worker_lost(self, incoming: Incoming) -> None:
         """A node tells that one of its workers ended, and how."""
         birth, how = incoming.arguments.get("birth"), incoming.arguments.get("how")
-        if incoming.peer.role != "node" or not isinstance(birth, int) or not isinstance(how, str):
-            raise ProtocolError("only a node tells of the end of its workers")
+        link = self._peers.get(birth) if isinstance(birth, int) else None
+        its_own = link is None or link.peer is None or link.peer.node == incoming.peer.node
+        if incoming.peer.role != "node" or not isinstance(birth, int) or not isinstance(how, str) or not its_own:
+            raise ProtocolError("only a node tells of the end of its own workers")
         self.bury(birth, how)
         incoming.reply(0)
 

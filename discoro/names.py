@@ -22,6 +22,7 @@ MAX_FOREIGN = 10_000  # names that other processes may register here, in all
 ASK_AGAIN_FIRST, ASK_AGAIN_MOST = 0.05, 1.0  # seconds between two rounds of questions, doubled each time
 ANSWER_TIMEOUT = 2.0  # seconds a node may take to answer before the round goes on without it
 SETTLE = 1.2  # seconds without a new node after which `servers` has seen all: mDNS answers within 1.1 s
+SAY_LOOKING = 2.0  # seconds without any node after which that is said: nobody waits in silence
 SAY_AGAIN = 5.0  # seconds between two log lines about waiting
 
 
@@ -221,6 +222,8 @@ class Names:
 
     async def _some_node(self, timeout: float) -> bool:
         """Whether a node is linked, at the latest after `timeout` seconds."""
+        loop = asyncio.get_running_loop()
+        saying = loop.call_later(SAY_LOOKING, log.warning, "= no node yet: looking for %g s in all", timeout)
         try:
             async with asyncio.timeout(timeout):
                 while not self._neighbours.nodes():
@@ -228,6 +231,8 @@ class Names:
                     await self._pause(ASK_AGAIN_MOST)
         except TimeoutError:
             return False
+        finally:
+            saying.cancel()
         return True
 
     async def _pause(self, seconds: float) -> None:

@@ -50,8 +50,15 @@ class MeshOptions:
     peer_timeout: float = 15.0
 
     def __post_init__(self) -> None:
+        for what, listed in (("peers", self.peers), ("ip_addr", self.ip_addr), ("local_options", self.local_options)):
+            if isinstance(listed, str | bytes) or not all(isinstance(each, str) for each in listed):
+                raise ConfigError(f"{what}={listed!r:.80} cannot be used: it is a list of texts, [{listed!r:.80}] perhaps")
+        for what in ("discover_timeout", "connect_timeout", "peer_timeout"):
+            seconds = getattr(self, what)
+            if not isinstance(seconds, int | float) or not seconds > 0:
+                raise ConfigError(f"{what}={seconds!r:.80} cannot be used: it is a number of seconds above 0")
         for what, value in (("name", self.name), ("cluster", self.cluster)):
-            if value is not None and not _is_label(value):
+            if value is not None and not (isinstance(value, str) and _is_label(value)):
                 raise ConfigError(f"{what}={value!r:.80} cannot be used: 1 to {LABEL_BYTES} bytes, no / and no quotes")
 
     def security(self) -> Security:

@@ -55,6 +55,11 @@ class Outbox:
         return f"waiting={self._waiting} unacknowledged={len(self._sent)}"
 
     @property
+    def waiting(self) -> str:
+        """How much waits to be sent, in words."""
+        return f"{self._waiting} operations of {self._waiting_bytes} bytes"
+
+    @property
     def unacknowledged(self) -> int:
         """Operations that were handed over and are not known to have arrived; pieces count with their last."""
         sent = sum(1 for sent in self._sent for wire in sent.wires if messages.completes(wire))

@@ -82,6 +82,8 @@ class Peers:
         link = self._links.get(birth)
         if link is not None:
             return link
+        if len(self._links) >= MAX_LINKS:
+            raise Unreachable(f"{self.me.name} has {MAX_LINKS} links and makes no more")
         if not addresses:
             raise Unreachable(f"no link to birth {birth:016x}, and no address of it is known")
         link = self._new_link(birth, worth_dialling(self.me.addresses, addresses))
@@ -263,7 +265,9 @@ class Peers:
             inquiry.set_result(greeting)
 
     def _refuse(self, connection: int, code: str, text: str) -> None:
-        log.warning("! refused a greeting: %s", text)
+        """Told to whoever greets; in our own log it is a warning only where somebody means to belong to us."""
+        level = logging.INFO if code in ("cluster", "stale") else logging.WARNING  # other clusters may share the network
+        log.log(level, "! refused a greeting: %s", text)
         self._dismiss(connection, messages.encode_refused(code, text))
 
     def _dismiss(self, connection: int, answer: list[Part]) -> None:

@@ -28,7 +28,8 @@ def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:
     try:
         return asyncio.run(program())
     except KeyboardInterrupt:
-        raise KeyboardInterrupt from None  # the user's own doing: how asyncio noticed it tells nobody anything
+        # How asyncio noticed what the user did tells nobody anything.
+        raise KeyboardInterrupt from None
 
 
 async def servers(name: str = "discoro_server", timeout: float | None = None) -> list[CoroRef]:

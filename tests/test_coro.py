@@ -451,3 +451,11 @@ def test_a_monitor_gets_the_notice_however_full_its_mailbox_is() -> None:
         assert await coro.receive(timeout=0) == ExitNotice(REF, "normal", 5)
 
     with_coro(test)
+
+
+def test_a_function_that_was_called_already_is_named_as_that() -> None:
+    made, awaiting = gen(1), native(1)
+    for called in (made, awaiting):
+        with pytest.raises(NotACoroutine, match="was called already: pass the function itself"):
+            coroutines.check_coroutine(called)
+    awaiting.close()

@@ -264,3 +264,41 @@ def test_a_deferred_notice_comes_when_it_is_released_or_its_peer_is_lost() -> No
             assert not exits._deferred
 
     with_exits(test)
+
+
+def failing(exits: Exits) -> None:
+    body, reason, text = Outcome("exception", error=ValueError("bad"), text="ValueError: bad").packed()
+    exits.told((THERE, 7), "ada/1/7", Outcome(reason, text=text, body=body))
+
+
+def test_an_exception_that_nobody_asks_about_is_said_in_the_log_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        failing(exits)
+        await asyncio.sleep(1)
+        assert not caplog.records
+        await asyncio.sleep(2)
+        exits.say_unheard()
+        [record] = caplog.records
+        assert "ada/1/7 ended with ValueError: bad, and nobody waits" in record.message
+
+    with_exits(test)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_exception_that_somebody_asks_about_is_theirs(when: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        if when == "before":
+            asking = asyncio.ensure_future(exits.result(ref(THERE), 9))
+            await asyncio.sleep(0)
+            failing(exits)
+        else:
+            failing(exits)
+            asking = asyncio.ensure_future(exits.result(ref(THERE), 9))
+        with pytest.raises(ValueError, match="bad") as caught:
+            await asking
+        assert caught.value.__notes__ == ["raised in the coroutine n/1/7"]
+        await asyncio.sleep(5)
+        exits.say_unheard()
+        assert not caplog.records
+
+    with_exits(test)

@@ -205,3 +205,11 @@ def test_the_first_address_that_answers_is_dialled(monkeypatch: pytest.MonkeyPat
         assert dialler.met == [(BOB.birth, ["10.0.0.2:5", *BOB.addresses])]
 
     in_loop(test)
+
+
+def test_what_cannot_be_a_host_name_is_said_to_be_none() -> None:
+    async def test() -> None:
+        with pytest.raises(Unreachable, match="'a..b' is no host name"):
+            await resolved("a..b:5")
+
+    asyncio.run(test())

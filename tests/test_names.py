@@ -190,3 +190,9 @@ def test_servers_waits_for_further_nodes_unless_there_can_be_none() -> None:
 
     assert moved_clock.run(lambda: search(0.0)) == 0
     assert moved_clock.run(lambda: search(1.2)) == pytest.approx(1.2)
+
+
+def test_looking_for_nodes_is_not_silent(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(NoNodes):
+        locate(Around(), timeout=None)
+    assert caplog.text.count("no node yet: looking for 5 s in all") == 1

@@ -671,7 +671,7 @@ def test_while_a_computation_closes_there_are_no_new_runs(site: Site, kind: str)
         assert await coro.receive(10) == "ending"
         with pytest.raises(NotSetUp, match="is being closed"):
             await _mesh().request(worker, "run", {"id": computation._id}, payload.pack(((), {})))
-        with pytest.raises(NotSetUp, match="call setup first"):
+        with pytest.raises(NotSetUp, match="computation.setup"):
             await computation.run(server)
         remote.send("end")
         assert await closing == 0
