@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 from discoro.coro import Coro, CoroRef
-from discoro.errors import DiscoroError, NameTaken, NoNodes, ProtocolError, Timeout
+from discoro.errors import DiscoroError, NameTaken, NoNodes, NoSuchCoro, ProtocolError, Timeout
 from discoro.messages import MAX_NAME, Greeting
 
 log = logging.getLogger("discoro.names")
@@ -61,6 +61,8 @@ class Names:
         """See Coro.register; `shared` lets the discoro_servers of a node's slots carry one name."""
         if not 0 < len(name.encode()) <= MAX_NAME:
             raise ValueError(f"a name has 1 to {MAX_NAME} bytes; this has {len(name.encode())}")
+        if coro.done:
+            raise NoSuchCoro(f"{coro} has ended: nobody could find it")
         holders = self._here.setdefault(name, [])
         if coro not in holders:
             if holders and not shared:

@@ -19,7 +19,7 @@ from typing import Any
 from discoro.adverts import Advert
 from discoro.coro import Coro
 from discoro.directory import NodeDirectory, keep
-from discoro.errors import ConfigError, DiscoroError, NotSetUp, SetupFailed, Stuck, Timeout, WorkerLost
+from discoro.errors import ConfigError, DiscoroError, NotSetUp, ProtocolError, SetupFailed, Stuck, Timeout, WorkerLost
 from discoro.files import Shipped, Store, checked_files
 from discoro.finding import BASE_PORT
 from discoro.mesh import Mesh
@@ -125,10 +125,8 @@ class Slot:
                 del self._opening[number]
 
     async def run(self, incoming: Incoming) -> None:
-        """Runs go straight to the worker; one that comes here is sent on (the answer, a reference, is the worker's own)."""
-        worker = self._find(incoming)[0]
-        answer = await self._mesh.request(worker.server, "run", incoming.arguments, incoming.body)
-        incoming.reply(answer.value, answer.body)
+        """Runs go straight to the worker, which then tells the one who asked how they end; through a node it could not."""
+        raise ProtocolError(f"run is the worker's to answer: ask {self._find(incoming)[0].server}, which setup named")
 
     async def ping(self, incoming: Incoming) -> None:
         self._find(incoming)

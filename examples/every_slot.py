@@ -16,13 +16,18 @@ async def client(coro):
     computation = discoro.Computation(count_primes)
     await asyncio.gather(*(computation.setup(server) for server in servers))
     workers = [await computation.run(server, coro.ref) for server in servers]
+    for worker in workers:
+        await coro.monitor(worker)  # else a worker that fails would leave us waiting
 
     parts = [(start, start + 5_000) for start in range(0, 200_000, 5_000)]
     waiting, total = iter(parts), 0
     for worker, part in zip(workers, waiting, strict=False):
         worker.send(part)
     for _ in parts:
-        worker, found = await coro.receive()
+        message = await coro.receive()
+        if isinstance(message, discoro.ExitNotice):
+            raise message.error or SystemExit(f"{message.ref} ended")
+        worker, found = message
         total += found
         if part := next(waiting, None):
             worker.send(part)

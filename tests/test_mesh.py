@@ -871,3 +871,14 @@ def test_the_end_of_a_worker_waits_for_the_word_of_its_node_while_that_is_linked
                 assert not link.awaits_word
 
     simulate(test)
+
+
+def test_a_coroutine_that_has_ended_can_take_no_name() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("a") as a:
+            coro = start(a, answers, 1)
+            await coro.stopped()
+            with pytest.raises(NoSuchCoro, match="has ended"):
+                await a.register(coro, "late")
+
+    simulate(test)
