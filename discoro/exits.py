@@ -70,13 +70,14 @@ class Exits:
         for key in self._observed.pop(coro.ref.id, ()):
             for entry in [each for each in self._monitors.get(key, ()) if each[0] is coro]:
                 _discard(self._monitors, key, entry)
+        key = (self._birth, coro.ref.id)
         watchers = self._watchers.pop(coro.ref.id, {})
+        self.settle(key, outcome, keep=not watchers)  # who waits here gets the very object, which need not travel
         if watchers:
             body, reason, text = outcome.packed()
-            outcome = Outcome(reason, text=text, body=body)
+            self._keep(key, Outcome(reason, text=text, body=body))
             for link in watchers:
                 self._around.post_exit(link, Exit(coro.ref.id, reason, text, body))
-        self.settle((self._birth, coro.ref.id), outcome)
 
     def on_watch(self, incoming: Incoming, link: Link | None) -> None:
         """Somebody asks to be told of the end of a coroutine of ours, or how it ended."""
@@ -122,6 +123,8 @@ class Exits:
     async def monitor(self, observer: Coro, observed: CoroRef) -> int:
         """See Coro.monitor."""
         key, entry = (observed.birth, observed.id), (observer, observed)
+        if entry in self._monitors.get(key, ()):
+            return 0  # one notice, however often it was asked for
         self._monitors.setdefault(key, []).append(entry)
         self._observed.setdefault(observer.ref.id, set()).add(key)
         try:

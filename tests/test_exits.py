@@ -302,3 +302,29 @@ def test_an_exception_that_somebody_asks_about_is_theirs(when: str, caplog: pyte
         assert not caplog.records
 
     with_exits(test)
+
+
+def test_who_waits_here_gets_the_object_even_where_another_process_is_told_too() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        around.running = {7}
+        exits.watched_by(7, link())
+        waiting = asyncio.ensure_future(exits.result(ref(HERE), 5))
+        await asyncio.sleep(0)
+        generator = (x for x in ())  # cannot travel
+        exits.ended(coro(7), Outcome("normal", generator))
+        assert await waiting is generator
+        [(_, operation)] = around.posted
+        assert operation.reason == "exception"
+
+    with_exits(test)
+
+
+def test_monitoring_twice_gives_one_notice() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        observer = Observer()
+        for _ in range(2):
+            assert await exits.monitor(observer, ref(THERE)) == 0  # type: ignore[arg-type]
+        exits.settle((THERE, 7), packed(1))
+        assert observer.notices == [(ref(THERE), "normal")]
+
+    with_exits(test)
