@@ -173,6 +173,8 @@ class Exits:
         """The notice of that coroutine for our coroutine `to` is to wait: messages of it are held at the sender."""
         if len(self._deferred) < KEPT_OUTCOMES:
             self._deferred[key, to] = None
+        else:
+            log.warning("! %d exit notices wait: that of coroutine %d may come before its messages", KEPT_OUTCOMES, key[1])
 
     def release(self, key: Key, to: int) -> None:
         """The messages it waited for have come."""

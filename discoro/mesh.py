@@ -240,7 +240,7 @@ class Mesh:
         lines = [f'no usable node in {options.discover_timeout:g} s (cluster "{options.cluster}", {self.security.origin})']
         lines += [f"  {line}" for line in (self.finding.why_none() if self.finding else ())]
         if any("another key" in line or "another cluster key" in line for line in lines):
-            lines.append("  try  the same key here: copy the key file that its banner names, or set DISCORO_KEY_FILE")
+            lines.append("  try  the node's own key: copy the key file that its banner names, or set DISCORO_KEY_FILE")
         lines += [
             "  try  discoro-node                            on this or another machine with the same key",
             '       peers=["HOST"], or DISCORO_PEERS=HOST   where multicast does not reach',

@@ -275,7 +275,7 @@ def _culprit(pickler: CodePickler) -> object:
     inner = CodePickler(io.BytesIO(), 5)  # a class in a message is packed on its own: what was it there?
     try:
         inner.dump(pickler.last)
-    except Exception:
+    except Exception:  # whatever the object's own reduction raises: only where it happened is looked for
         return inner.last
     return pickler.last
 

@@ -30,6 +30,7 @@ from discoro.finding import with_port
 from discoro.mesh import Mesh
 from discoro.options import Place
 from discoro.requests import Incoming
+from discoro.security import Security
 from tests.support.meshes import OPEN, World, knows, simulate, start, until
 
 
@@ -880,5 +881,30 @@ def test_a_coroutine_that_has_ended_can_take_no_name() -> None:
             await coro.stopped()
             with pytest.raises(NoSuchCoro, match="has ended"):
                 await a.register(coro, "late")
+
+    simulate(test)
+
+
+def test_with_another_key_the_step_that_helps_is_named() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b:
+            other = Security.from_options(secret="a long enough passphrase for tests")
+            place = Place(security=other, transport=partial(world.network.transport, "a"))
+            options: dict[str, Any] = {"mdns": False, "ip_addr": ["127.0.0.1"], "peers": [b.addresses[0]]}
+            async with Mesh.placed(place, name="a", discover_timeout=2, **options) as a:
+                with pytest.raises(NoNodes, match="(?s)another key.*try  the node's own key: copy the key file"):
+                    await a.servers()
+
+    simulate(test)
+
+
+def test_a_node_tells_of_the_end_of_its_own_workers_only() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a, world.mesh("n", a, role="node") as n:
+            with pytest.raises(ProtocolError, match="its own workers"):
+                await n.ask(a.me.birth, "lost", {"birth": b.me.birth, "how": "so it says"}, 1)
+            with pytest.raises(ProtocolError, match="only a node"):
+                await b.ask(a.me.birth, "lost", {"birth": 5, "how": "so it says"}, 1)
+            assert knows(a, b)
 
     simulate(test)

@@ -189,6 +189,9 @@ def test_the_number_of_links_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
         peers.received(1, hello())
         peers.received(2, hello(THEM._replace(session=8, birth=0xCC)))
         assert recorder.sent[-1][1].code == "full"
+        with pytest.raises(Unreachable, match="1 links and makes no more"):
+            peers.link(0xDD, ["127.0.0.1:3"])
+        assert recorder.dialled == []
 
     with_peers(test)
 
