@@ -468,6 +468,9 @@ class Coro(Handle):
     def done(self) -> bool:
         return self._task.done()
 
+    def runs_as(self, task: asyncio.Task[Any]) -> bool:
+        return self._task is task
+
     def accept(self, message: object, packed: bool = False) -> None:
         """Put a message into the mailbox. Overloaded where an object of this process finds it full."""
         if packed:

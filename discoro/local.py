@@ -22,11 +22,14 @@ STOP_TIMEOUT = 5.0  # seconds until a node that was asked to stop is killed; it 
 
 
 @asynccontextmanager
-async def local_node(handed_down: str, *options: str, timeout: float = START_TIMEOUT) -> AsyncIterator[dict[str, Any]]:
+async def local_node(
+    handed_down: str, *options: str, timeout: float = START_TIMEOUT, debug: bool = False
+) -> AsyncIterator[dict[str, Any]]:
     """Start `discoro-node` on loopback with these further options; gives what it says when ready: addresses, pid, slots.
 
-    `handed_down` is the key (`Security.handed_down`); it goes through a pipe, so that no list of processes shows it. Raises
-    ConfigError where it does not start, Timeout after `timeout` seconds. At the end of the block it is stopped in order.
+    `handed_down` is the key (`Security.handed_down`); it goes through a pipe, so that no list of processes shows it. `debug`
+    has node and workers name what blocks them, without the log of every step that `-d` brings. Raises ConfigError where it
+    does not start, Timeout after `timeout` seconds. At the end of the block it is stopped in order.
     """
     loop = asyncio.get_running_loop()
     line, output = loop.create_future(), bytearray()
@@ -37,7 +40,7 @@ async def local_node(handed_down: str, *options: str, timeout: float = START_TIM
             line.set_result(bytes(output))
 
     command = [sys.executable, "-P", "-m", "discoro", "--json-ready", "--child", "-i", "127.0.0.1", "--port", "0", *options]
-    node = Child(command, {"security": handed_down}, on_output)
+    node = Child(command, {"security": handed_down, "debug": debug}, on_output)
     try:
         await asyncio.wait([line, node.ended], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if not line.done():

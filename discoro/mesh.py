@@ -36,6 +36,7 @@ from discoro.names import SETTLE, Names
 from discoro.options import MeshOptions, Place
 from discoro.peers import Peers
 from discoro.requests import Answer, Incoming, Requests, answering
+from discoro.watchdog import debugging, watch
 
 log = logging.getLogger("discoro.mesh")
 
@@ -111,6 +112,9 @@ class Mesh:
 
     async def _start(self) -> None:
         options = self.options
+        self.debug = debugging(asyncio.get_running_loop(), options.debug)
+        if self.debug:
+            self._resources.enter_context(watch(self._name_of_task))
         self.security = self._place.security or options.security()
         self.interfaces = interfaces(["127.0.0.1"] if options.local else options.ip_addr)
         timeouts = {"connect_timeout": options.connect_timeout, "peer_timeout": options.peer_timeout}
@@ -147,7 +151,8 @@ class Mesh:
         self.finding = Finding(self, self.interfaces, options.mdns and not options.local, self.security.open)
         self._resources.push_async_callback(self.finding.close)
         if options.local:
-            node = local_node(self.security.handed_down(), "--cluster", options.cluster, *options.local_options)
+            key = self.security.handed_down()
+            node = local_node(key, "--cluster", options.cluster, *options.local_options, debug=self.debug)
             ready = await self._resources.enter_async_context(node)
             self.spawn(self.finding.keep(ready["addresses"][0]))
             return
@@ -544,6 +549,11 @@ class Mesh:
     def coros(self) -> list[Coro]:
         """The coroutines of this process that have not ended."""
         return list(self._coros.values())
+
+    def _name_of_task(self, task: asyncio.Task[Any]) -> str:
+        """For people: the coroutine whose task it is, or how asyncio calls it."""
+        found = next((coro for coro in self.coros() if coro.runs_as(task)), None)
+        return f"the coroutine {found.name} ({found})" if found is not None else f"the task {task.get_name()}"
 
     def runs(self, coro_id: int) -> bool:
         return coro_id in self._coros

@@ -29,7 +29,8 @@ class MeshOptions:
     by mDNS. `ip_addr`: addresses or host names to listen on; `ext_ip_addr`: where others reach us behind a NAT. `local`: use a
     node of this machine only, started for the life of this mesh with `local_options`. `key_file`, `secret`, `certfile` with
     `keyfile`, `open`: the cluster key, see Trust. `discover_timeout`: until NoNodes; `connect_timeout`: until a process never
-    met is Unreachable; `peer_timeout`: until one out of reach is lost.
+    met is Unreachable; `peer_timeout`: until one out of reach is lost. `debug`: name what blocks the event loop, and switch on
+    asyncio's own debug mode (DISCORO_DEBUG=1 and PYTHONASYNCIODEBUG=1 mean the same).
     """
 
     name: str | None = None
@@ -48,6 +49,7 @@ class MeshOptions:
     discover_timeout: float = 5.0
     connect_timeout: float = 5.0
     peer_timeout: float = 15.0
+    debug: bool = False
 
     def __post_init__(self) -> None:
         for what, listed in (("peers", self.peers), ("ip_addr", self.ip_addr), ("local_options", self.local_options)):

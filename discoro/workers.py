@@ -283,6 +283,7 @@ class Workers:
             "addresses": list(mesh.addresses),
             "hosts": [address for _, address in mesh.interfaces.usable],
             "ext_ip_addr": mesh.options.ext_ip_addr,
+            "debug": mesh.debug,
             "ports": [self._ports.start, self._ports.stop] if self._ports else None,
             "blobs": str(self._directory.blobs),
             "token": token,

@@ -19,9 +19,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "discoro"
 
 # Imports go from right to left only. A package counts as one room (cli).
 ORDER = (
-    "errors messages outbox link blobs files directory shipping payload process security connections sockets listening "
-    "dialling transport interfaces adverts discovery peers coro requests exits holding names finding local options mesh "
-    "computation server workers node program pool cli __main__"
+    "errors messages outbox link blobs files directory shipping payload process watchdog security connections sockets "
+    "listening dialling transport interfaces adverts discovery peers coro requests exits holding names finding local options "
+    "mesh computation server workers node program pool cli __main__"
 ).split()
 THINKING = {"errors", "messages", "outbox", "link", "blobs"}
 

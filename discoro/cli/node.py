@@ -56,14 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def run(options: argparse.Namespace) -> int:
     stop = asyncio.Event()
     stop_at_signals(stop)
-    security = adopt_parent(stop) if options.child else security_of(options)
+    parent = adopt_parent(stop) if options.child else None
+    security = Security.from_handed_down(parent.told["security"]) if parent else security_of(options)
+    debug = options.debug or (parent is not None and bool(parent.told.get("debug")))
     node_options = NodeOptions(
         slots=slots_of(options.cpus),
         port=options.port,
         dest_path=options.dest_path or default_dest_path(),
         max_file_size=options.max_file_size,
     )
-    async with Node(node_options, security=security, **mesh_options(options)) as node:
+    async with Node(node_options, security=security, debug=debug, **mesh_options(options)) as node:
         if not options.child:
             say(banner(node, shutil.get_terminal_size().columns))
         if options.json_ready:
@@ -81,14 +83,14 @@ def stop_at_signals(stop: asyncio.Event) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
-def adopt_parent(stop: asyncio.Event) -> Security:
+def adopt_parent(stop: asyncio.Event) -> Parent:
     """As a child of a program: the key comes through standard input, and its end is ours."""
     loop, parent = asyncio.get_running_loop(), Parent.meet()
     if parent is None:
         raise ConfigError("--child is for programs that start a node for themselves: none spoke through standard input")
     # SIGTERM, for an end in order: no code that could keep it from us runs here
     parent.end_with(lambda: loop.call_soon_threadsafe(stop.set), grace=GRACE, kernel=signal.SIGTERM)
-    return Security.from_handed_down(parent.told["security"])
+    return parent
 
 
 def say(text: str) -> None:
@@ -114,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dest-path", "--dest_path", type=Path, metavar="DIR", help="where files go (or DISCORO_DEST_PATH)")
     size = "largest file taken: 20m, 1g (default 0: any)"
     p.add_argument("--max-file-size", "--max_file_size", type=size_of, default=0, metavar="SIZE", help=size)
-    p.add_argument("-d", "--debug", action="store_true", help="log every step")
+    p.add_argument("-d", "--debug", action="store_true", help="log every step, and name what blocks a worker")
     p.add_argument("--json-ready", action="store_true", help="print one line of JSON on standard output when ready")
     p.add_argument("--version", action="version", version=f"discoro {__version__}")
     p.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

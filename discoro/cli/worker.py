@@ -52,7 +52,7 @@ async def work(node: Parent) -> None:
     node.end_with(lambda: loop.call_soon_threadsafe(ended.set), grace=GRACE)
     security = Security.from_handed_down(told["security"])
     place = Place(role="worker", node=told["node"], ports=range(*told["ports"]) if told["ports"] else None, security=security)
-    options = {"name": told["name"], "cluster": told["cluster"], "ip_addr": told["hosts"], "ext_ip_addr": told["ext_ip_addr"]}
+    options = {key: told[key] for key in ("name", "cluster", "ext_ip_addr", "debug")} | {"ip_addr": told["hosts"]}
     async with Mesh.placed(place, **options) as mesh:
         backend = Computations(mesh, Path.cwd(), Store(Path(told["blobs"])))  # the blobs are the node's: it receives them
         server = Coro.start(mesh, serve, (backend,), name="discoro_server")
