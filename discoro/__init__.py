@@ -5,9 +5,12 @@ This is the front door: the public names, and nothing else.
 
 __version__ = "0.1.0"  # before the imports: modules below take it from here
 
+from discoro.blocking import BlockingMesh
 from discoro.computation import Computation
-from discoro.coro import Coro, CoroRef, ExitNotice, current_coro
+from discoro.coro import Coro, current_coro
+from discoro.driving import HotSwap
 from discoro.errors import (
+    BadArguments,
     CloseFailed,
     ConfigError,
     CoroEnded,
@@ -17,6 +20,7 @@ from discoro.errors import (
     NameTaken,
     NoMesh,
     NoNodes,
+    NoReply,
     NoSuchCoro,
     NotACoroutine,
     NotSetUp,
@@ -25,21 +29,28 @@ from discoro.errors import (
     PeerLost,
     PortTaken,
     ProtocolError,
+    QueueClosed,
     Refused,
     RemoteError,
     SetupFailed,
     Stuck,
+    SwapRefused,
     Timeout,
     TooLarge,
     UnpackError,
     Unreachable,
     WorkerLost,
 )
+from discoro.mailbox import Question
 from discoro.mesh import Mesh
+from discoro.outcomes import ExitNotice
 from discoro.program import run, servers
+from discoro.references import CoroRef
 from discoro.server import discoro_server
 
 __all__ = [
+    "BadArguments",
+    "BlockingMesh",
     "CloseFailed",
     "Computation",
     "ConfigError",
@@ -49,11 +60,13 @@ __all__ = [
     "DestPathError",
     "DiscoroError",
     "ExitNotice",
+    "HotSwap",
     "KeyFileError",
     "Mesh",
     "NameTaken",
     "NoMesh",
     "NoNodes",
+    "NoReply",
     "NoSuchCoro",
     "NotACoroutine",
     "NotSetUp",
@@ -62,10 +75,13 @@ __all__ = [
     "PeerLost",
     "PortTaken",
     "ProtocolError",
+    "Question",
+    "QueueClosed",
     "Refused",
     "RemoteError",
     "SetupFailed",
     "Stuck",
+    "SwapRefused",
     "Timeout",
     "TooLarge",
     "UnpackError",

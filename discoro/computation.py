@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 
 from discoro import payload
 from discoro.blobs import Chunk, Sending
-from discoro.coro import CoroRef, Handle, check_coroutine, host_here
+from discoro.coro import host_here
+from discoro.driving import check_coroutine
 from discoro.errors import (
     CloseFailed,
     ConfigError,
@@ -36,6 +37,7 @@ from discoro.errors import (
 from discoro.files import MAX_FILES, Shipped, measure, read_chunk
 from discoro.mesh import Mesh
 from discoro.messages import Part
+from discoro.references import CoroRef, Handle
 
 PING_TIMEOUT = 5.0  # seconds; a node answers in milliseconds however busy its workers are
 CLOSE_TIMEOUT = 10.0  # seconds that running coroutines get to end

@@ -9,6 +9,8 @@
     │   ├── NameTaken           a name registered twice in one process
     │   ├── NotSetUp            run, ping or close without setup, or after close
     │   ├── Overloaded          the receiver has no room and send never waits
+    │   ├── BadArguments        a function offered by name does not take them (also a TypeError)
+    │   ├── QueueClosed         put into a closed queue, or get from one that is closed and empty
     │   ├── TooLarge            a message, a file or a request past its limit
     │   └── ConfigError         an option, a file or a port that cannot be used (also a ValueError)
     │       ├── KeyFileError    the cluster key cannot be read, made or trusted
@@ -20,6 +22,8 @@
     │   ├── ProtocolError       a peer broke the protocol
     │   ├── Refused             a peer was refused, or refused us: key, cluster, protocol, Python
     │   ├── CoroEnded           a coroutine that ended without a value: terminated, its computation closed
+    │   ├── NoReply             a coroutine that was asked went on, or ended, without a reply
+    │   ├── SwapRefused         a coroutine that was to be swapped stayed what it was
     │   ├── SetupFailed         the computation could not be opened at the server
     │   └── CloseFailed         close had to kill, or its func failed
     │       └── Stuck           what ran, or the worker itself, did not end when the computation was closed
@@ -113,6 +117,22 @@ class Refused(DiscoroError):
 
 class CoroEnded(DiscoroError):
     """The coroutine was ended before it could return a value; the text gives the reason."""
+
+
+class NoReply(DiscoroError):
+    """A coroutine that was asked went on, or ended, without a reply to that message."""
+
+
+class SwapRefused(DiscoroError):
+    """The coroutine caught `HotSwap` and went on as it was, or another swap waits for it already."""
+
+
+class BadArguments(DiscoroError, TypeError):
+    """The function that is offered by name does not take these arguments."""
+
+
+class QueueClosed(DiscoroError):
+    """The queue was closed: nothing more is put into it, and what was in it has been taken."""
 
 
 class SetupFailed(DiscoroError):

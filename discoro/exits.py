@@ -1,4 +1,4 @@
-"""How coroutines end, and who is told: results, monitors, exit notices.
+"""How coroutines end, and who is told: results, monitors, exit notices; and who ends with them: links, children.
 
 One table for coroutines of this process and of any other, by (birth, coro-id). However the end is learnt (a coroutine of ours
 ends, a link brings an exit, a peer is lost), it goes through `settle`, which tells every waiter and every monitor once, and
@@ -14,10 +14,12 @@ from collections import OrderedDict
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
-from discoro.coro import EXCEPTION, PEER_LOST, UNKNOWN, WORKER_LOST, Coro, CoroRef, Outcome, sender
+from discoro.coro import Coro, sender
 from discoro.errors import DiscoroError, NoSuchCoro, PeerLost, Timeout, Unreachable, WorkerLost
 from discoro.link import Link
 from discoro.messages import MAX_TEXT, MIB, Exit
+from discoro.outcomes import EXCEPTION, LINKED, NORMAL, PARENT, PEER_LOST, UNKNOWN, WORKER_LOST, Outcome
+from discoro.references import CoroRef
 from discoro.requests import Answer, Incoming
 
 log = logging.getLogger("discoro.exits")
@@ -48,10 +50,13 @@ class Exits:
         self._bytes = 0
         self._waiters: dict[Key, list[asyncio.Future[Outcome]]] = {}
         self._monitors: dict[Key, list[tuple[Coro, CoroRef]]] = {}
-        self._observed: dict[int, set[Key]] = {}  # what each coroutine of ours monitors: it is forgotten with the observer
+        self._followers: dict[Key, list[tuple[Coro, CoroRef, str]]] = {}  # who ends with that one: linked, or its child
+        self._observed: dict[int, set[Key]] = {}  # what each coroutine of ours monitors or follows, forgotten with it
         self._deferred: dict[tuple[Key, int], tuple[Coro, CoroRef, Outcome] | None] = {}  # notices that wait, by monitor's id
         self._unheard: dict[Key, tuple[str, Outcome]] = {}  # exceptions elsewhere that nobody asked about yet, and where
         self._subscribed: set[Key] = set()  # coroutines elsewhere whose end will be told to us
+        self._nobody: OrderedDict[Key, None] = OrderedDict()  # coroutines elsewhere that messages of ours did not find
+        self._told_nobody: OrderedDict[Key, None] = OrderedDict()  # who was told so by us, of which coroutine
         self._watchers: dict[int, dict[Link, None]] = {}  # links to be told when a coroutine of ours ends
 
     # -------------------------------------------------------------- coroutines of this process
@@ -63,13 +68,15 @@ class Exits:
     def is_awaited(self, coro_id: int) -> bool:
         """Whether anybody will learn how it ended."""
         key = (self._birth, coro_id)
-        return bool(self._watchers.get(coro_id)) or key in self._waiters or key in self._monitors
+        tables = (self._waiters, self._monitors, self._followers)
+        return bool(self._watchers.get(coro_id)) or any(key in table for table in tables)
 
     def ended(self, coro: Coro, outcome: Outcome) -> None:
         """A coroutine of this process ended."""
         for key in self._observed.pop(coro.ref.id, ()):
-            for entry in [each for each in self._monitors.get(key, ()) if each[0] is coro]:
-                _discard(self._monitors, key, entry)
+            for table in (self._monitors, self._followers):
+                for entry in [each for each in table.get(key, ()) if each[0] is coro]:
+                    _discard(table, key, entry)
         key = (self._birth, coro.ref.id)
         watchers = self._watchers.pop(coro.ref.id, {})
         self.settle(key, outcome, keep=not watchers)  # who waits here gets the very object, which need not travel
@@ -111,7 +118,7 @@ class Exits:
         self._waiters.setdefault(key, []).append(waiter)
         try:
             async with asyncio.timeout(timeout):
-                await self._subscribe(of)
+                await self.subscribe(of)
                 outcome = await waiter
         except TimeoutError:
             raise Timeout(f"{of} had not ended after {timeout:g} s") from None
@@ -128,11 +135,43 @@ class Exits:
         self._monitors.setdefault(key, []).append(entry)
         self._observed.setdefault(observer.ref.id, set()).add(key)
         try:
-            await self._subscribe(observed)
+            await self.subscribe(observed)
         except BaseException:  # given up, or nobody could be asked: who gets the error gets no notice besides
             _discard(self._monitors, key, entry)
             raise
         return 0
+
+    async def follow(self, follower: Coro, leader: CoroRef, how: str) -> None:
+        """End `follower` when `leader` ends: LINKED, unless that returns; or PARENT, in any case."""
+        self.follow_here(follower, leader, how)
+        await self.subscribe(leader)
+
+    def follow_here(self, follower: Coro, leader: CoroRef, how: str) -> None:
+        """The same where the end of `leader` is told anyway: it is a running coroutine of this process."""
+        key, entry = (leader.birth, leader.id), (follower, leader, how)
+        if follower.done or entry in self._followers.get(key, ()):
+            return
+        self._followers.setdefault(key, []).append(entry)
+        self._observed.setdefault(follower.ref.id, set()).add(key)
+
+    def unfollow(self, follower: Coro, leader: CoroRef) -> None:
+        """Undo `follow` for a link; a child stays one."""
+        _discard(self._followers, (leader.birth, leader.id), (follower, leader, LINKED))
+
+    def nobody(self, key: Key, where: str) -> None:
+        """A message of ours found nobody there; said once, and further ones are refused."""
+        if _remember(self._nobody, key):
+            log.warning("! a message for %s was lost: it has ended, or never was", where)
+
+    def tell_nobody(self, key: Key) -> bool:
+        """Whether the sender of a message to a coroutine that is gone has still to be told; `key`: its birth, and that id."""
+        return _remember(self._told_nobody, key)
+
+    def knows_ended(self, ref: CoroRef) -> str:
+        """How that coroutine ended, as far as this process was told; "" where it was not."""
+        key = (ref.birth, ref.id)
+        outcome = self._outcomes.get(key)
+        return outcome.reason if outcome is not None else UNKNOWN if key in self._nobody else ""
 
     def settle(self, key: Key, outcome: Outcome, keep: bool = True) -> None:
         """A coroutine, here or elsewhere, has ended: everybody who waits or monitors is told, once."""
@@ -148,10 +187,15 @@ class Exits:
                 self._deferred[key, observer.ref.id] = observer, observed, outcome
             elif not observer.done:
                 observer.notify(observed, outcome)
+        for follower, leader, how in self._followers.pop(key, ()):
+            self._observed.get(follower.ref.id, set()).discard(key)
+            if how == PARENT or outcome.reason != NORMAL:
+                what = "its parent" if how == PARENT else "linked with it,"
+                follower.stop(how, f"{what} {leader} ended ({outcome.text or outcome.reason})")
 
     def told(self, key: Key, where: str, outcome: Outcome) -> None:
         """The end of a coroutine elsewhere came. An exception that nobody asks about in time is said in the log."""
-        heard = key in self._waiters or key in self._monitors
+        heard = key in self._waiters or key in self._monitors or key in self._followers
         self.settle(key, outcome)
         if outcome.reason == EXCEPTION and not heard and len(self._unheard) < KEPT_OUTCOMES:
             self._unheard[key] = where, outcome
@@ -187,7 +231,8 @@ class Exits:
     def link_lost(self, link: Link, error: DiscoroError) -> None:
         """A peer is lost: its coroutines have ended as far as anybody here can know, and it need not be told of ours."""
         outcome = _lost(error)
-        for key in [key for key in {*self._waiters, *self._monitors, *self._subscribed} if key[0] == link.birth]:
+        known = {*self._waiters, *self._monitors, *self._followers, *self._subscribed}
+        for key in [key for key in known if key[0] == link.birth]:
             self.settle(key, outcome, keep=False)
         for key, to in [each for each in self._deferred if each[0][0] == link.birth]:
             self.release(key, to)
@@ -196,7 +241,7 @@ class Exits:
 
     # -------------------------------------------------------------- parts
 
-    async def _subscribe(self, of: CoroRef) -> None:
+    async def subscribe(self, of: CoroRef) -> None:
         """See to it that the end of that coroutine reaches `settle`, at once where it has ended.
 
         To be called after the waiter or monitor is in its table, so that an end that comes meanwhile finds it.
@@ -242,6 +287,16 @@ def _discard(table: dict[Key, list[Any]], key: Key, entry: Any) -> None:
         entries.remove(entry)
     if not entries:
         table.pop(key, None)
+
+
+def _remember(known: OrderedDict[Key, None], key: Key) -> bool:
+    """Keep it, for as long as not too many others come; whether it is new."""
+    if key in known:
+        return False
+    known[key] = None
+    if len(known) > KEPT_OUTCOMES:
+        known.popitem(last=False)
+    return True
 
 
 def _lost(error: DiscoroError) -> Outcome:

@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from discoro.coro import MAILBOX_BYTES, MAILBOX_MESSAGES, CoroRef
 from discoro.errors import DiscoroError, Overloaded
 from discoro.link import Link
+from discoro.mailbox import MAILBOX_BYTES, MAILBOX_MESSAGES
 from discoro.messages import Message, Notice, Part, body_size
+from discoro.references import CoroRef
 
 log = logging.getLogger("discoro.holding")
 

@@ -16,14 +16,16 @@ import os
 import secrets
 import socket
 import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from discoro import __version__, messages, payload
-from discoro import coro as coroutines
-from discoro.coro import Coro, CoroRef, Outcome, current_host
+from discoro.answers import RAISED, Answers, Handler
+from discoro.coro import Coro, sender
+from discoro.driving import check_coroutine
 from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
 from discoro.exits import Exits
 from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, Finding, whereabouts, with_port
@@ -31,19 +33,20 @@ from discoro.holding import Holding
 from discoro.interfaces import interfaces
 from discoro.link import Link, State
 from discoro.local import local_node
+from discoro.mailbox import Question
 from discoro.messages import Exit, Greeting, Hold, Message, Notice, Part, Reply, Request
 from discoro.names import SETTLE, Names
 from discoro.options import MeshOptions, Place
+from discoro.outcomes import EXCEPTION, LINKED, PARENT, TERMINATED, UNKNOWN, Outcome
 from discoro.peers import Peers
-from discoro.requests import Answer, Incoming, Requests, answering
+from discoro.references import CoroRef, current_host
+from discoro.requests import Answer, Incoming, Requests
 from discoro.watchdog import debugging, watch
 
 log = logging.getLogger("discoro.mesh")
 
 KEPT_DEAD = 10_000  # processes known to be gone, so that references to them fail at once
 CLOSE_TIMEOUT = 1.5  # seconds in all that a closing mesh gives coroutines and unacknowledged frames
-
-Handler = Callable[[Incoming], Awaitable[None] | None]
 
 
 class Mesh:
@@ -112,6 +115,7 @@ class Mesh:
 
     async def _start(self) -> None:
         options = self.options
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self.debug = debugging(asyncio.get_running_loop(), options.debug)
         if self.debug:
             self._resources.enter_context(watch(self._name_of_task))
@@ -126,6 +130,7 @@ class Mesh:
         self._peers.me = self._peers.me._replace(addresses=tuple(self.addresses[: messages.MAX_ADDRESSES]))
         self._names = Names(self, options.discover_timeout, settle=0.0 if options.local else SETTLE)
         self._exits = Exits(self.me.birth, self)
+        self._answers = Answers(self, self._exits, self.handlers)
         if self._place.role != "worker":
             await self._find()
 
@@ -169,7 +174,7 @@ class Mesh:
         self._exits.say_unheard()
         coros = list(self._coros.values())
         for coro in coros:
-            coro.stop(coroutines.TERMINATED)
+            coro.stop(TERMINATED)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT / 2):
                 for coro in coros:
@@ -190,6 +195,22 @@ class Mesh:
         until = time.monotonic() + seconds
         while not self._peers.idle() and time.monotonic() < until:
             await asyncio.sleep(0.005)
+
+    def in_loop(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call it in the thread of the mesh: now where this is that one, else soon."""
+        if threading.get_ident() == self._thread:
+            function(*args)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the mesh
+                self._loop.call_soon_threadsafe(function, *args)
+
+    def _from_thread(self, function: Callable[..., Any], *args: Any) -> None:
+        """The same from another thread, as of asyncio.to_thread: waits until it is done, raises what it raises."""
+
+        async def call() -> None:
+            function(*args)
+
+        asyncio.run_coroutine_threadsafe(call(), self._loop).result()
 
     def spawn(self, work: Awaitable[Any]) -> None:
         """Have something done that nobody waits for; it is cancelled when the mesh closes."""
@@ -336,6 +357,8 @@ class Mesh:
                 self._request(link, operation)
             case Reply(number, ok, value, body):
                 self._requests.answer(number, ok, value, body)
+            case Exit(coro_id, reason) if reason == UNKNOWN:
+                self._exits.nobody((link.birth, coro_id), f"{link.who}/{coro_id}")
             case Exit(coro_id, reason, text, body):
                 self._exits.told((link.birth, coro_id), f"{link.who}/{coro_id}", Outcome(reason, text=text, body=body))
             case Notice(coro_id, to, now):
@@ -346,21 +369,59 @@ class Mesh:
     # -------------------------------------------------------------- messages
 
     def send(self, to: CoroRef, message: object) -> None:
-        if to.birth == self.me.birth:
-            self._here(to).accept(message)
-        else:
+        if threading.get_ident() != self._thread:
+            self._from_thread(self.send, to, message)
+            return
+        if to.birth != self.me.birth:
             self._post_message(to, payload.pack(message))
+            return
+        coro = self._here(to)
+        if coro.service is None:
+            coro.accept(message)
+        else:
+            coro.service.on_message(payload.pack(message))
 
     async def deliver(self, to: CoroRef, message: object, timeout: float | None) -> int:
         try:
             async with asyncio.timeout(timeout):
                 await self._wait_for_room(to)
-                if to.birth == self.me.birth:
+                if to.birth == self.me.birth and self._here(to).service is None:
                     self._here(to).accept(message)
                     return 1
                 return int((await self.request(to, "deliver", {}, payload.pack(message))).value)
         except TimeoutError:
             raise Timeout(f"the message was not in the mailbox of {to} within {timeout:g} s") from None
+
+    async def ask_coro(self, to: CoroRef, message: object, timeout: float | None) -> Any:
+        """See Handle.ask."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._wait_for_room(to)
+                if to.birth == self.me.birth:
+                    return await self._ask_here(self._here(to), message)
+                answer = await self.request(to, "ask", {}, payload.pack(message))
+        except TimeoutError as error:
+            if isinstance(error, Timeout):  # the reply itself
+                raise
+            raise Timeout(f"{to} did not reply within {timeout:g} s") from None
+        asker = sender()
+        namespace = asker.namespace if asker is not None else None
+        if answer.value == RAISED:
+            raise payload.unpack_error(answer.body, namespace)
+        return payload.unpack(answer.body, namespace)
+
+    def _ask_here(self, coro: Coro, message: object) -> asyncio.Future[Any]:
+        """Ask a coroutine of this process: message and reply are the very objects."""
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def settle(value: Any, error: BaseException | None) -> None:
+            if not reply.done():
+                reply.set_result(value) if error is None else reply.set_exception(error)
+
+        if coro.service is not None:
+            raise ProtocolError(f"{coro.name} ({coro}) takes no questions")
+        coro.accept(message, question=Question(f"{coro.name} ({coro})", lambda *answer: self.in_loop(settle, *answer)))
+        return reply
 
     def _here(self, to: CoroRef) -> Coro:
         coro = self._coros.get(to.id)
@@ -368,10 +429,17 @@ class Mesh:
             raise NoSuchCoro(f"{to} has ended, or never was")
         return coro
 
+    def coro(self, coro_id: int) -> Coro | None:
+        """The coroutine of this process with that id, while it runs."""
+        return self._coros.get(coro_id)
+
     def _post_message(self, to: CoroRef, body: Sequence[Part]) -> None:
         lane = _lane()
         if self._holding.take(to, body, lane):
             return
+        ended = self._exits.knows_ended(to)
+        if ended:
+            raise NoSuchCoro(f"{to} has ended ({ended})")
         link = self._link(to)
         if not link.has_room():
             raise Overloaded(f"{link.outbox.waiting} wait to be sent to {to}, and no more are queued: deliver waits for room")
@@ -385,15 +453,23 @@ class Mesh:
 
     def _message(self, link: Link, coro_id: int, body: Sequence[Part]) -> None:
         coro = self._coros.get(coro_id)
-        if coro is None or coro.serves:  # a server takes requests only: a node must not open what somebody sends it
+        if coro is None:
             self.lost_messages += 1
-            log.debug("! a message for coroutine %d, which has ended or takes none", coro_id)
-            return
-        self._put(link, coro, body)
+            if self._exits.tell_nobody((link.birth, coro_id)):
+                log.warning("! a message of %s came for %s, which has ended", link.who, self.ref_of(coro_id))
+                self._peers.post(link, Exit(coro_id, UNKNOWN, ""))
+        elif coro.service is not None:  # which decides whether to open it: a node must not open what somebody sends it
+            try:
+                coro.service.on_message(body)
+            except DiscoroError as error:
+                self.lost_messages += 1
+                log.warning("! a message of %s for %s (%s) is lost: %s", link.who, coro.name, coro, error)
+        else:
+            self.put(link, coro, body)
 
-    def _put(self, link: Link | None, coro: Coro, body: Sequence[Part]) -> None:
+    def put(self, link: Link | None, coro: Coro, body: Sequence[Part], question: Question | None = None) -> None:
         """Into the mailbox; the link over which it became full, or was filled further, is told."""
-        coro.accept(body, packed=True)
+        coro.accept(body, packed=True, question=question)
         if coro.mailbox.full:
             coro.held = True
             if link is not None and self._holding.tell_full(coro.ref.id, link):
@@ -434,7 +510,7 @@ class Mesh:
         try:
             if to.birth == self.me.birth:
                 answer = self._requests.answer
-                self._dispatch(Incoming(self.me, to.id, verb, arguments, body, lambda *a: answer(number, *a)), None)
+                self._answers.dispatch(Incoming(self.me, to.id, verb, arguments, body, lambda *a: answer(number, *a)), None)
             else:
                 self._peers.post(self._link(to), Request(number, to.id, verb, arguments, body), _lane())
             async with asyncio.timeout(timeout):
@@ -469,45 +545,7 @@ class Mesh:
                 self._peers.post(link, Reply(request.id, ok, value, body))
 
         incoming = Incoming(link.peer, request.coro, request.verb, request.arguments, request.body, answer)
-        self._dispatch(incoming, link)
-
-    def _dispatch(self, incoming: Incoming, link: Link | None) -> None:
-        """Whoever is asked answers, now or later; whatever goes wrong is the answer. `link` None: we asked ourselves."""
-        try:
-            if incoming.coro:
-                self._ask_coro(incoming, link)
-                return
-            handler = self.handlers.get(incoming.verb)
-            if handler is None:
-                raise ProtocolError(f"{self.me.name} ({self.me.role}) does not know the verb {incoming.verb!r}")
-            later = handler(incoming)
-            if later is not None:
-                self.spawn(answering(incoming, later))
-        except Exception as error:  # the asker must be answered, whatever it is; fail() logs what is no error of ours
-            incoming.fail(error)
-
-    def _ask_coro(self, incoming: Incoming, link: Link | None) -> None:
-        coro = self._coros.get(incoming.coro)
-        match incoming.verb:
-            case "watch":
-                self._exits.on_watch(incoming, link)
-            case "alive":
-                incoming.reply(coro is not None)
-            case "terminate":
-                if coro is not None:
-                    coro.stop(coroutines.TERMINATED)
-                incoming.reply(0)
-            case _ if coro is None:
-                raise NoSuchCoro(f"{self.ref_of(incoming.coro)} has ended, or never was")
-            case "deliver" if coro.serves:
-                raise ProtocolError(f"{coro.name} ({coro}) is a server: it takes setup, run, ping and close, and no messages")
-            case "deliver":
-                self._put(link, coro, incoming.body)
-                incoming.reply(1)
-            case verb if verb in coro.serves:
-                coro.accept(incoming)
-            case verb:
-                raise ProtocolError(f"{coro.name} ({coro}) does not answer {verb!r}: it is no discoro_server")
+        self._answers.dispatch(incoming, link)
 
     def _on_meet(self, incoming: Incoming) -> None:
         if self.finding is not None:
@@ -561,12 +599,15 @@ class Mesh:
     def leave(self, coro: Coro, outcome: Outcome) -> None:
         number = coro.ref.id
         del self._coros[number]
+        parent = self._coros.get(coro.parent)
+        if parent is not None:
+            parent.child_ended(coro.ref)
         gone = self._names.forget(coro)
         if gone:
             self.spawn(self._names.withdraw(coro.ref, gone))
         self.drained(coro)  # who waits for room there, here or elsewhere, learns that nobody is there
         awaited = coro.observed or self._exits.is_awaited(number)
-        if outcome.reason == coroutines.EXCEPTION and not awaited:
+        if outcome.reason == EXCEPTION and not awaited:
             log.warning("! %s (%s) ended: %s", coro.name, coro, outcome.text, exc_info=outcome.error)
         self._exits.ended(coro, outcome)
 
@@ -588,7 +629,8 @@ class Mesh:
         self._exits.expect(ref)
 
     def still_runs(self, ref: CoroRef) -> bool:
-        return self._exits.still_runs(ref)
+        """Whether it runs as far as this process knows, of a coroutine of its own or one that it had created elsewhere."""
+        return self.runs(ref.id) if ref.birth == self.me.birth else self._exits.still_runs(ref)
 
     async def result(self, of: CoroRef, timeout: float | None) -> Any:
         return await self._exits.result(of, timeout)
@@ -596,15 +638,71 @@ class Mesh:
     async def monitor(self, observer: Coro, observed: CoroRef) -> int:
         return await self._exits.monitor(observer, observed)
 
+    async def link(self, coro: Coro, other: CoroRef) -> int:
+        """See Coro.link: each of both sides watches the other."""
+        with contextlib.suppress(NoSuchCoro, PeerLost, Unreachable):  # of which following it tells
+            await self.request(other, "follow", {"leader": coro.ref.to_plain()})
+        await self._exits.follow(coro, other, LINKED)
+        return 0
+
+    async def unlink(self, coro: Coro, other: CoroRef) -> int:
+        self._exits.unfollow(coro, other)
+        with contextlib.suppress(NoSuchCoro, PeerLost, Unreachable):
+            await self.request(other, "unfollow", {"leader": coro.ref.to_plain()})
+        return 0
+
+    async def adopt(self, parent: Coro, child: CoroRef) -> int:
+        await self.request(child, "follow", {"leader": parent.ref.to_plain(), "parent": True})
+        if child.birth != self.me.birth and not self._exits.still_runs(child):
+            await self._exits.subscribe(child)  # children() tells of those that run
+        return 0
+
+    def follow_here(self, child: Coro, parent: Coro) -> None:
+        self._exits.follow_here(child, parent.ref, PARENT)
+
     async def terminate(self, who: CoroRef) -> int:
         await self.request(who, "terminate", {})
         return 0
+
+    async def resume(self, who: CoroRef, update: object) -> int:
+        if who.birth == self.me.birth:
+            self._here(who).resume_here(update)
+        else:
+            await self.request(who, "resume", {}, payload.pack(update))
+        return 0
+
+    async def throw(self, who: CoroRef, error: BaseException) -> int:
+        if not isinstance(error, BaseException):
+            raise TypeError(f"throw takes an exception, {error!r:.80} is none")
+        if who.birth == self.me.birth:
+            self._here(who).throw_here(error)
+        else:
+            await self.request(who, "throw", {}, payload.pack_error(error))
+        return 0
+
+    async def hot_swap(self, who: CoroRef, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        check_coroutine(function)
+        if who.birth == self.me.birth:
+            return await asyncio.shield(self._here(who).swap_here(function, args, kwargs))
+        return int((await self.request(who, "swap", {}, payload.pack_code([function, args, kwargs]))).value)
 
     async def is_alive(self, who: CoroRef) -> bool:
         try:
             return bool((await self.request(who, "alive", {})).value)
         except (PeerLost, Unreachable):
             return False
+
+    async def join(self, timeout: float | None = None) -> int:
+        """See `discoro.join`."""
+        me = sender()
+        try:
+            async with asyncio.timeout(timeout):
+                while others := [coro for coro in self.coros() if coro is not me and not coro.daemon]:
+                    await others[0].stopped()
+        except TimeoutError:
+            names = ", ".join(f"{coro.name} ({coro})" for coro in others[:10])
+            raise Timeout(f"{len(others)} coroutines still ran after {timeout:g} s: {names}") from None
+        return 0
 
     # -------------------------------------------------------------- names, and programs
 
@@ -627,7 +725,7 @@ class Mesh:
         try:
             return await coro.result_here()
         except asyncio.CancelledError:
-            coro.stop(coroutines.TERMINATED)
+            coro.stop(TERMINATED)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT / 2):
                     await coro.stopped()
@@ -636,5 +734,5 @@ class Mesh:
 
 def _lane() -> int:
     """What one coroutine sends keeps its order, its exit notice last; what no coroutine sends shares a lane."""
-    sender = coroutines.sender()
-    return sender.ref.id if sender is not None else 0
+    coro = sender()
+    return coro.ref.id if coro is not None else 0

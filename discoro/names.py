@@ -12,9 +12,10 @@ import random
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
-from discoro.coro import Coro, CoroRef
+from discoro.coro import Coro
 from discoro.errors import DiscoroError, NameTaken, NoNodes, NoSuchCoro, ProtocolError, Timeout
 from discoro.messages import MAX_NAME, Greeting
+from discoro.references import CoroRef
 
 log = logging.getLogger("discoro.names")
 

@@ -26,7 +26,7 @@ from discoro.mesh import Mesh
 from discoro.messages import PROTOCOL_VERSION, Greeting, Part
 from discoro.options import Place
 from discoro.requests import Incoming
-from discoro.server import VERBS, bodies, serve, take_chunk, text_of, timeout_of
+from discoro.server import Serving, bodies, serve, take_chunk, text_of, timeout_of
 from discoro.workers import Held, Worker, Workers
 
 log = logging.getLogger("discoro.node")
@@ -78,10 +78,11 @@ class Slot:
         self._opening: dict[str, list[Opening]] = {}  # by computation, one after another
         self._gone: OrderedDict[str, str] = OrderedDict()  # computations lost with a worker, and how
         self.coro = Coro.start(mesh, self._serve, name="discoro_server")
-        self.coro.serves = VERBS  # at once, not when it runs: a message that came first would be unpacked here
+        self.coro.service = Serving(self, f"discoro_server ({self.coro})")  # at once: what came first would be unpacked here
 
     def _serve(self) -> Any:
-        yield from serve(self, self._register())
+        assert isinstance(self.coro.service, Serving)
+        yield from serve(self.coro.service, self._register())
 
     async def _register(self) -> None:
         await self._mesh.register(self.coro, self.coro.name, shared=True)

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from discoro.coro import CoroRef, check_coroutine, host_here
+from discoro.coro import host_here
+from discoro.driving import check_coroutine
 from discoro.mesh import Mesh
+from discoro.references import CoroRef
 
 
 def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:

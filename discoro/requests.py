@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from discoro import payload
 from discoro.errors import DiscoroError, PeerLost, ProtocolError, from_wire, to_wire
@@ -54,6 +54,16 @@ class Incoming:
         else:
             log.error("! a bug while answering %s", self.verb, exc_info=error)
             self.answer(False, ["RemoteError", f"a bug in discoro at {self.verb}: {error!r}"], ())
+
+
+class Service(Protocol):
+    """What answers requests and messages to one coroutine in its place: it is a discoro_server, a channel, a queue."""
+
+    def on_request(self, incoming: Incoming) -> Awaitable[None] | None:
+        """Answer it, or give what will; ProtocolError for a verb that it does not know."""
+
+    def on_message(self, body: Sequence[Part]) -> None:
+        """A message came, still packed; ProtocolError where it takes none."""
 
 
 async def answering(incoming: Incoming, work: Awaitable[None]) -> None:

@@ -1,6 +1,6 @@
 """discoro_server: the coroutine that takes computations, and the worker's side of it.
 
-`discoro_server` answers requests in its mailbox: offer, chunk, setup, run, ping, close. What they do is a `Backend`'s: in a
+`discoro_server` answers requests (`Serving`): offer, chunk, setup, run, ping, close. What they do is a `Backend`'s: in a
 worker, or in any process of a user's own, `Computations` opens them in this process; in a node, each slot has a backend of its
 own (node.py) that hands them to workers. Only `Computations` unpacks code.
 """
@@ -23,11 +23,12 @@ from typing import Any, Protocol
 
 from discoro import payload
 from discoro.blobs import checked_blob
-from discoro.coro import CLOSED, Coro, current_coro, host_here
-from discoro.errors import CloseFailed, DiscoroError, NotSetUp, ProtocolError, SetupFailed, Stuck, UnpackError
+from discoro.coro import Coro, current_coro, host_here
+from discoro.errors import CloseFailed, DiscoroError, NotSetUp, ProtocolError, SetupFailed, Stuck
 from discoro.files import Shipped, Store, checked_files, compiled, remove_files
 from discoro.mesh import Mesh
 from discoro.messages import MAX_NAME, Greeting, Part
+from discoro.outcomes import CLOSED
 from discoro.requests import Incoming, answering
 
 log = logging.getLogger("discoro.server")
@@ -63,41 +64,50 @@ def discoro_server(name: str = "discoro_server") -> Generator[Any, Any, None]:
         backend = Computations(mesh, files, Store(files.with_name("blobs")))
         sys.path.append(str(files))
         try:
-            yield from serve(backend, mesh.register(current_coro(), name))
+            yield from serve(Serving(backend, f"{name} ({current_coro()})"), mesh.register(current_coro(), name))
         finally:
             backend.abandon()
             with contextlib.suppress(ValueError):  # somebody's code has set up sys.path anew
                 sys.path.remove(str(files))
 
 
-def serve(backend: Backend, begin: Awaitable[Any] | None = None) -> Generator[Any, Any, None]:
-    """Answer requests for ever, each in its own time: a slow one keeps nobody waiting."""
-    coro = current_coro()
-    coro.serves = VERBS
-    if begin is not None:
-        yield begin
-    tasks: set[asyncio.Task[None]] = set()
-    try:
-        while True:
-            incoming = yield from _next_request(coro)
-            task = asyncio.ensure_future(answering(incoming, getattr(backend, incoming.verb)(incoming)))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-    finally:
-        for task in tasks:
+class Serving:
+    """The service of one discoro_server: each request is answered in its own time, a slow one keeps nobody waiting."""
+
+    def __init__(self, backend: Backend, name: str) -> None:
+        self._backend = backend
+        self._name = name
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def on_request(self, incoming: Incoming) -> None:
+        """Begin to answer it; the backend does."""
+        if incoming.verb not in VERBS:
+            raise ProtocolError(f"{self._name} takes setup, run, ping and close, no messages, and not {incoming.verb!r}")
+        task = asyncio.ensure_future(answering(incoming, getattr(self._backend, incoming.verb)(incoming)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def on_message(self, body: Sequence[Part]) -> None:
+        """Refused unopened: a node must not open what somebody sends it."""
+        raise ProtocolError("a discoro_server takes requests, and no messages")
+
+    def close(self) -> None:
+        """Give up what is not answered yet."""
+        for task in self._tasks:
             task.cancel()
 
 
-def _next_request(coro: Coro) -> Generator[Any, Any, Incoming]:
-    """The oldest request; a message means nothing to a discoro_server, and is told of in the log."""
-    while True:
-        try:
-            incoming = yield coro.receive()
-        except UnpackError as error:
-            incoming = error
-        if isinstance(incoming, Incoming):
-            return incoming
-        log.warning("! a message to discoro_server %s, which takes none: %.80r", coro, incoming)
+def serve(serving: Serving, begin: Awaitable[Any] | None = None) -> Generator[Any, Any, None]:
+    """Answer requests for ever, once `begin` is done."""
+    coro = current_coro()
+    coro.service = serving
+    try:
+        if begin is not None:
+            yield begin
+        while True:
+            yield coro.suspend()
+    finally:
+        serving.close()
 
 
 @dataclass(eq=False)

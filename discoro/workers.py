@@ -21,13 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from discoro.coro import CoroRef
 from discoro.directory import NodeDirectory, remove_unless_kept
 from discoro.errors import ProtocolError, SetupFailed
 from discoro.files import Shipped
 from discoro.mesh import Mesh
 from discoro.messages import Greeting
 from discoro.process import Child
+from discoro.references import CoroRef
 from discoro.requests import Incoming
 
 log = logging.getLogger("discoro.workers")

@@ -752,13 +752,23 @@ def test_a_setup_without_time_is_not_done(site: Site, kind: str, tmp_path: Path)
     site.run(kind, client)
 
 
+class Deaf:
+    """The service of one that never answers."""
+
+    def on_request(self, incoming: Any) -> None:
+        self.kept = incoming
+
+    def on_message(self, body: Any) -> None:
+        pass
+
+
 def test_ping_of_a_server_that_does_not_answer_ends_in_time(site: Site) -> None:
     def never(coro: Any = None) -> Any:
         yield coro.sleep(3600)
 
     async def client(server: CoroRef) -> None:
         deaf, computation = Coro(never), Computation(square)
-        deaf.serves = frozenset({"ping"})
+        deaf.service = Deaf()
         computation._workers[deaf.ref] = deaf.ref
         with pytest.raises(Timeout, match="did not answer ping in 0.05 s"):
             await computation.ping(deaf, timeout=0.05)

@@ -12,8 +12,12 @@ import pytest
 
 from discoro import coro as coroutines
 from discoro import messages, payload
-from discoro.coro import Coro, CoroRef, ExitNotice, Outcome, current_coro, drive, host_here
+from discoro.coro import Coro, current_coro, host_here
+from discoro.driving import check_coroutine, drive
 from discoro.errors import CoroEnded, NoMesh, NotACoroutine, Overloaded, RemoteError, TooLarge
+from discoro.mailbox import MAILBOX_BYTES, MAILBOX_MESSAGES
+from discoro.outcomes import ExitNotice, Outcome
+from discoro.references import CoroRef
 
 
 class SmallHost:
@@ -212,7 +216,7 @@ def test_current_coro_and_host_outside_of_a_mesh() -> None:
 )
 def test_what_is_no_coroutine_function_is_refused(junk: Any, hint: str) -> None:
     with pytest.raises(NotACoroutine, match=hint):
-        coroutines.check_coroutine(junk)
+        check_coroutine(junk)
 
 
 def test_async_generator_is_refused_with_its_own_hint() -> None:
@@ -220,7 +224,7 @@ def test_async_generator_is_refused_with_its_own_hint() -> None:
         yield 1
 
     with pytest.raises(NotACoroutine, match="async generator"):
-        coroutines.check_coroutine(both)
+        check_coroutine(both)
 
 
 def test_driving_a_generator_that_is_closed_closes_it() -> None:
@@ -333,12 +337,12 @@ def test_receives_that_are_always_ready_let_others_run() -> None:
 
 def test_a_full_mailbox_refuses_local_messages_and_says_when_it_is_half_empty() -> None:
     async def test(host: SmallHost, coro: Coro) -> None:
-        for number in range(coroutines.MAILBOX_MESSAGES):
+        for number in range(MAILBOX_MESSAGES):
             coro.accept(number)
         with pytest.raises(Overloaded, match="deliver"):
             coro.accept("too many")
         coro.held = True
-        for _ in range(coroutines.MAILBOX_MESSAGES // 2):
+        for _ in range(MAILBOX_MESSAGES // 2):
             await coro.receive()
         assert host.drained_count == 1
 
@@ -347,9 +351,9 @@ def test_a_full_mailbox_refuses_local_messages_and_says_when_it_is_half_empty() 
 
 def test_an_empty_mailbox_takes_one_message_of_any_size() -> None:
     async def test(host: SmallHost, coro: Coro) -> None:
-        coro.accept(payload.pack(bytes(2 * coroutines.MAILBOX_BYTES)), packed=True)
+        coro.accept(payload.pack(bytes(2 * MAILBOX_BYTES)), packed=True)
         assert coro.mailbox.full
-        assert len(await coro.receive()) == 2 * coroutines.MAILBOX_BYTES
+        assert len(await coro.receive()) == 2 * MAILBOX_BYTES
         assert not coro.mailbox.full
 
     with_coro(test)
@@ -443,10 +447,10 @@ def test_a_value_that_cannot_travel_becomes_an_error_that_says_so() -> None:
 
 def test_a_monitor_gets_the_notice_however_full_its_mailbox_is() -> None:
     async def test(host: SmallHost, coro: Coro) -> None:
-        for number in range(coroutines.MAILBOX_MESSAGES):
+        for number in range(MAILBOX_MESSAGES):
             coro.accept(number)
         coro.notify(REF, Outcome("normal", 5))
-        for _ in range(coroutines.MAILBOX_MESSAGES):
+        for _ in range(MAILBOX_MESSAGES):
             await coro.receive()
         assert await coro.receive(timeout=0) == ExitNotice(REF, "normal", 5)
 
@@ -457,5 +461,5 @@ def test_a_function_that_was_called_already_is_named_as_that() -> None:
     made, awaiting = gen(1), native(1)
     for called in (made, awaiting):
         with pytest.raises(NotACoroutine, match="was called already: pass the function itself"):
-            coroutines.check_coroutine(called)
+            check_coroutine(called)
     awaiting.close()

@@ -11,10 +11,11 @@ import pytest
 
 from discoro import exits as rooms
 from discoro import payload
-from discoro.coro import CoroRef, Outcome
 from discoro.errors import CoroEnded, NoSuchCoro, PeerLost, Timeout, WorkerLost
 from discoro.exits import Exits
 from discoro.messages import Exit
+from discoro.outcomes import Outcome
+from discoro.references import CoroRef
 from discoro.requests import Answer
 from tests.support import moved_clock
 

@@ -9,10 +9,10 @@ import pytest
 
 from discoro import holding as rooms
 from discoro import messages
-from discoro.coro import CoroRef
 from discoro.errors import Overloaded, PeerLost, TooLarge
 from discoro.holding import Holding
 from discoro.messages import Message, Notice
+from discoro.references import CoroRef
 
 REF = CoroRef("00000000000000aa", 1, 0xAA, 7, "ada")
 KEY = (REF.birth, REF.id)

@@ -20,8 +20,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "discoro"
 # Imports go from right to left only. A package counts as one room (cli).
 ORDER = (
     "errors messages outbox link blobs files directory shipping payload process watchdog security connections sockets "
-    "listening dialling transport interfaces adverts discovery peers coro requests exits holding names finding local options "
-    "mesh computation server workers node program pool cli __main__"
+    "listening dialling transport interfaces adverts discovery peers references requests outcomes mailbox "
+    "driving coro exits holding names finding local options answers mesh computation server workers node program "
+    "background blocking pool cli __main__"
 ).split()
 THINKING = {"errors", "messages", "outbox", "link", "blobs"}
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from discoro import coro as coroutines
-from discoro import payload
-from discoro.coro import Coro, CoroRef, ExitNotice
+from discoro import mailbox, payload
+from discoro.coro import Coro
 from discoro.errors import (
     ConfigError,
     CoroEnded,
@@ -27,10 +26,14 @@ from discoro.errors import (
     WorkerLost,
 )
 from discoro.finding import with_port
+from discoro.mailbox import MAILBOX_MESSAGES
 from discoro.mesh import Mesh
 from discoro.options import Place
+from discoro.outcomes import ExitNotice
+from discoro.references import CoroRef
 from discoro.requests import Incoming
 from discoro.security import Security
+from discoro.server import Serving
 from tests.support.meshes import OPEN, World, knows, simulate, start, until
 
 
@@ -140,7 +143,7 @@ def test_a_full_mailbox_holds_its_own_senders_and_nobody_else() -> None:
                 return count
 
             full, neighbour = start(b, slow), start(b, collects, 1)
-            limit = coroutines.MAILBOX_MESSAGES
+            limit = MAILBOX_MESSAGES
 
             async def sender() -> int:
                 sent = 0
@@ -168,7 +171,7 @@ def test_a_full_mailbox_holds_its_own_senders_and_nobody_else() -> None:
 
 @pytest.mark.parametrize("where", ["here", "there"])
 def test_who_waits_for_room_is_told_when_the_coroutine_ends(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coroutines, "MAILBOX_MESSAGES", 10)
+    monkeypatch.setattr(mailbox, "MAILBOX_MESSAGES", 10)
 
     async def test(world: World) -> None:
         async with world.mesh("b") as b, world.mesh("a", b) as a:
@@ -191,7 +194,7 @@ def test_who_waits_for_room_is_told_when_the_coroutine_ends(where: str, monkeypa
 
 
 def test_deliver_alone_waits_for_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coroutines, "MAILBOX_MESSAGES", 10)
+    monkeypatch.setattr(mailbox, "MAILBOX_MESSAGES", 10)
 
     async def test(world: World) -> None:
         async with world.mesh("b") as b, world.mesh("a", b) as a:
@@ -212,7 +215,7 @@ def test_deliver_alone_waits_for_room_too(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_notice_comes_after_messages_that_were_held_and_keeps_nobody_else_waiting() -> None:
     async def test(world: World) -> None:
         async with world.mesh("b") as b, world.mesh("a", b) as a:
-            go, count = asyncio.Event(), coroutines.MAILBOX_MESSAGES + 500
+            go, count = asyncio.Event(), MAILBOX_MESSAGES + 500
 
             async def fills(to: CoroRef) -> str:
                 for number in range(count):
@@ -801,7 +804,7 @@ def test_a_server_takes_no_messages() -> None:
     async def test(world: World) -> None:
         async with world.mesh("n", role="node") as n, world.mesh("a", n) as a:
             server = start(n, waits)
-            server.serves = frozenset({"setup"})
+            server.service = Serving(None, "a server")  # type: ignore[arg-type]
 
             async def sender() -> None:
                 server.ref.send("to be opened by whoever receives it")

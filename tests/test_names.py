@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from discoro import names as rooms
-from discoro.coro import CoroRef
 from discoro.errors import NoNodes, PeerLost, ProtocolError, Timeout
 from discoro.messages import Greeting
 from discoro.names import Found, Names
+from discoro.references import CoroRef
 from tests.support import moved_clock
 
 

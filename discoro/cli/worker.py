@@ -21,7 +21,7 @@ from discoro.mesh import Mesh
 from discoro.options import Place
 from discoro.process import Parent
 from discoro.security import Security
-from discoro.server import Computations, serve
+from discoro.server import Computations, Serving, serve
 
 GRACE = 1.5  # seconds from the end of the pipe to a hard end; as long as a node waits before it kills
 
@@ -55,7 +55,7 @@ async def work(node: Parent) -> None:
     options = {key: told[key] for key in ("name", "cluster", "ext_ip_addr", "debug")} | {"ip_addr": told["hosts"]}
     async with Mesh.placed(place, **options) as mesh:
         backend = Computations(mesh, Path.cwd(), Store(Path(told["blobs"])))  # the blobs are the node's: it receives them
-        server = Coro.start(mesh, serve, (backend,), name="discoro_server")
+        server = Coro.start(mesh, serve, (Serving(backend, f"the worker {told['name']}"),), name="discoro_server")
         mesh.meet(told["birth"], told["addresses"])
         await mesh.ask(told["birth"], "ready", {"token": told["token"], "server": server.ref.to_plain()}, None)
         await ended.wait()

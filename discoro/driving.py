@@ -1,0 +1,232 @@
+"""Running what users wrote: generators by awaiting what they yield, and both kinds with two ways in from outside.
+
+`Steered` is what the task of a coroutine runs: the user's function, where an exception can be raised at the place it waits
+(`throw`), and which can go on as another function (`Swap`). It knows nothing of mailboxes and the mesh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+from discoro.errors import NoSuchCoro, NotACoroutine, SwapRefused, Timeout
+
+
+class Exited(Exception):
+    """Carries SystemExit or KeyboardInterrupt of one coroutine past the loop, which either would end."""
+
+
+class HotSwap(Exception):
+    """Raised in a hot-swappable coroutine that is to go on as another function, `args[0]`.
+
+    No error: a coroutine accepts by letting it pass, after putting in order what it has to. Caught for good, it is refused.
+    """
+
+
+class Swap:
+    """Another function for a coroutine to go on as. `done` is answered when it runs, or why it does not."""
+
+    __slots__ = ("begin", "done", "offer")
+
+    def __init__(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], done: asyncio.Future[int]
+    ) -> None:
+        self.begin = function, args, kwargs
+        self.done = done
+        self.offer: HotSwap | None = None  # once raised in the coroutine
+
+    def answer(self, error: BaseException | None = None) -> None:
+        if not self.done.done():
+            self.done.set_result(0) if error is None else self.done.set_exception(error)
+
+
+class Steered(Coroutine[Any, Any, Any]):
+    """What the task of one coroutine runs; `function(*args, **kwargs)` is called at its first step, in the task's context.
+
+    An object with the methods of a coroutine, and not an `async def` around the user's: that would be one more frame for each
+    coroutine that waits, and could not choose the exception that comes out of a wait.
+    """
+
+    __slots__ = ("_begin", "_made", "_thrown", "name", "swap", "swappable")
+
+    def __init__(self, name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        self.name = name
+        self._begin: tuple[Callable[..., Any], Sequence[Any], dict[str, Any]] | None = (function, args, kwargs)
+        self._made: Coroutine[Any, Any, Any] | None = None
+        self._thrown: list[BaseException] | None = None  # to be raised in place of a cancellation, one each
+        self.swap: Swap | None = None
+        self.swappable = False
+
+    # -------------------------------------------------------------- from outside
+
+    def raise_later(self, error: BaseException) -> None:
+        """Raise this in place of the next cancellation; the caller cancels the task."""
+        self._thrown = [*(self._thrown or ()), error]
+
+    def forget_raised(self) -> None:
+        """The next cancellation is meant."""
+        self._thrown = None
+
+    def offer_swap(self) -> None:
+        """Where the coroutine waits: raise HotSwap if it is to be swapped and allows it. Caught before, it is refused."""
+        swap = self.swap
+        if swap is not None and swap.offer is not None:
+            self.swap = None
+            swap.answer(SwapRefused(f"{self.name} caught HotSwap and went on as it was"))
+        elif swap is not None and self.swappable:
+            swap.offer = HotSwap(swap.begin[0])
+            raise swap.offer
+
+    # -------------------------------------------------------------- what the task calls
+
+    def send(self, value: Any, /) -> Any:
+        try:
+            if self._made is None:
+                self._made = self._start()
+            return self._made.send(value)
+        except HotSwap as error:
+            self._accept(error)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise Exited from error
+        return self.send(None)
+
+    def throw(self, kind: Any, value: Any = None, trace: TracebackType | None = None, /) -> Any:
+        error: BaseException = kind if value is None else value
+        if isinstance(error, type):
+            error = error()
+        if self._thrown and isinstance(error, asyncio.CancelledError):
+            error = self._thrown.pop(0)
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
+        if self._made is None:  # ended before its first step
+            raise error
+        try:
+            return self._made.throw(error)
+        except HotSwap as swapped:
+            self._accept(swapped)
+        except (SystemExit, KeyboardInterrupt) as exited:
+            raise Exited from exited
+        return self.send(None)
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        raise TypeError("a coroutine of discoro is run by its own task: wait for its result()")
+
+    @property
+    def cr_frame(self) -> FrameType | None:
+        """Where it stands, for asyncio's own printing of stacks."""
+        return getattr(self._made, "cr_frame", None)
+
+    def __repr__(self) -> str:
+        return f"<Steered {self.name}>"
+
+    # -------------------------------------------------------------- parts
+
+    def _start(self) -> Coroutine[Any, Any, Any]:
+        assert self._begin is not None
+        (function, args, kwargs), self._begin = self._begin, None
+        made = function(*args, **kwargs)
+        if inspect.isgenerator(made):
+            return drive(made)
+        return made if inspect.iscoroutine(made) else _awaiting(made)
+
+    def _accept(self, error: HotSwap) -> None:
+        """Go on as the new function, if this is the swap that was offered; else it is an exception as any other."""
+        swap = self.swap
+        if swap is None or swap.offer is not error:
+            raise error
+        self.swap, self._made, self._begin = None, None, swap.begin
+        swap.answer()
+
+    def ended(self) -> None:
+        """The task is over: a swap that still waits comes to nothing."""
+        if self.swap is not None:
+            self.swap.answer(NoSuchCoro(f"{self.name} ended before it could be swapped"))
+            self.swap = None
+
+
+async def _awaiting(made: Awaitable[Any]) -> Any:
+    return await made
+
+
+async def drive(generator: Generator[Any, Any, Any]) -> Any:
+    """Run a generator to its end, awaiting what it yields; gives what it returns.
+
+    A generator yielded runs as with `yield from`; None lets others run; what cannot be awaited raises TypeError inside.
+    """
+    step: Callable[[Any], Any] = generator.send
+    argument: Any = None
+    while True:
+        try:
+            operation = step(argument)
+        except StopIteration as stop:
+            return stop.value
+        try:
+            step, argument = generator.send, await _awaitable(operation)
+        except GeneratorExit:
+            generator.close()
+            raise
+        except BaseException as error:  # whatever it is, CancelledError too, it belongs into the generator
+            step, argument = generator.throw, error
+
+
+def _awaitable(operation: Any) -> Awaitable[Any]:
+    if operation is None:
+        return asyncio.sleep(0)
+    if inspect.isgenerator(operation):
+        return drive(operation)
+    if inspect.isawaitable(operation):
+        return operation
+    raise TypeError(f"yielded {operation!r:.80}, which cannot be awaited: yield waits for an operation, return gives a value")
+
+
+class TimeLimit:
+    """`with coro.timeout(seconds):` in a generator: what asyncio.timeout is in an `async def`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._over = False
+
+    def __enter__(self) -> TimeLimit:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._cancelling = task, task.cancelling()
+        self._alarm = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+        return self
+
+    def _expire(self) -> None:
+        self._over = True
+        self._task.cancel()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._alarm.cancel()
+        if self._over and self._task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError):
+            raise Timeout(f"not done within {self._seconds:g} s") from error
+
+
+def check_coroutine(function: Any) -> None:
+    """NotACoroutine unless `function` is a generator function or an `async def`, bound or partial ones too."""
+    if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+        return
+    what = getattr(function, "__qualname__", repr(function))
+    hint = "it has no `yield`" if callable(function) else "it is not a function"
+    if inspect.iscoroutine(function) or inspect.isgenerator(function):
+        raise NotACoroutine(f"{what} was called already: pass the function itself, {what} and not {what}()")
+    if inspect.isasyncgenfunction(function):
+        hint = "it is an async generator: it has `async def` and `yield`, use one of them"
+    raise NotACoroutine(f"{what} is not a coroutine function: {hint}. Write a generator function (with yield) or an async def")
+
+
+def wants_coro(function: Callable[..., Any]) -> bool:
+    """Whether it has a parameter named `coro`, and so receives its Coro there."""
+    try:
+        return "coro" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False

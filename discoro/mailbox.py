@@ -1,0 +1,119 @@
+"""What was sent to one coroutine and not yet received, and the messages among it that somebody waits for the reply of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from discoro import payload
+from discoro.errors import NoReply
+from discoro.messages import Part
+
+MAILBOX_MESSAGES = 10_000  # about 10 MB of small objects
+MAILBOX_BYTES = 16 << 20  # packed bytes; an empty mailbox takes one larger message
+
+Answer = Callable[[Any, BaseException | None], None]  # a value, or an error in its place
+
+
+class Question:
+    """A message sent by `ask`: whoever sent it waits for the reply.
+
+    `coro.question` hands it to the coroutine, to be answered later, once, by `reply` or `fail`. One that is dropped without
+    either raises NoReply where it is waited for.
+    """
+
+    __slots__ = ("_answer", "_to")
+
+    def __init__(self, to: str, answer: Answer) -> None:
+        self._to = to
+        self._answer: Answer | None = answer
+
+    def __repr__(self) -> str:
+        return f"<Question to {self._to} {'waits' if self._answer else 'answered'}>"
+
+    def reply(self, value: object = None) -> int:
+        """Answer it. Returns 1; 0 where it was answered before. PackError, TooLarge: then it still waits."""
+        return self._say(value, None)
+
+    def fail(self, error: BaseException) -> int:
+        """Have `ask` raise this exception there. Returns as `reply`."""
+        if not isinstance(error, BaseException):
+            raise TypeError(f"fail takes an exception; this is {error!r:.80}")
+        return self._say(None, error)
+
+    def unanswered(self, why: str) -> None:
+        """Nobody will answer it any more."""
+        self._say(None, NoReply(f"{self._to} {why}"))
+
+    def _say(self, value: object, error: BaseException | None) -> int:
+        answer = self._answer
+        if answer is None:
+            return 0
+        answer(value, error)
+        self._answer = None  # not before: where the value cannot travel, another one may
+        return 1
+
+    def __del__(self) -> None:
+        if getattr(self, "_answer", None) is not None:
+            self.unanswered("dropped the question without a reply")
+
+
+class Mailbox:
+    """What was sent to one coroutine and not yet received: packed bodies from other processes, objects from this one.
+
+    `asked`: of the message taken last, if somebody waits for the reply.
+    """
+
+    __slots__ = ("_items", "_size", "asked", "wake")
+
+    def __init__(self) -> None:
+        self._items: deque[tuple[object, int, Question | None]] = deque()  # (object or packed body, its size; -1: an object)
+        self._size = 0
+        self.asked: Question | None = None
+        self.wake: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def full(self) -> bool:
+        return len(self._items) >= MAILBOX_MESSAGES or self._size >= MAILBOX_BYTES
+
+    @property
+    def half_empty(self) -> bool:
+        return len(self._items) <= MAILBOX_MESSAGES // 2 and self._size <= MAILBOX_BYTES // 2
+
+    def put(self, message: object, question: Question | None = None) -> None:
+        self._put(message, -1, question)
+
+    def put_packed(self, body: Sequence[Part], question: Question | None = None) -> None:
+        self._put(body, sum(len(part) for part in body), question)
+
+    def _put(self, item: object, size: int, question: Question | None) -> None:
+        self._items.append((item, size, question))
+        self._size += max(size, 0)
+        if self.wake is not None and not self.wake.done():
+            self.wake.set_result(None)
+
+    def take(self, namespace: payload.Namespace | None) -> Any:
+        """The oldest message; UnpackError for one that cannot be opened here, which is then gone."""
+        item, size, self.asked = self._items.popleft()
+        if size < 0:
+            return item
+        self._size -= size
+        return payload.unpack(item, namespace)  # type: ignore[arg-type]
+
+    def go_on(self, why: str) -> None:
+        """Whoever asked the message taken last and got no reply is told."""
+        if self.asked is not None:
+            asked, self.asked = self.asked, None
+            asked.unanswered(why)
+
+    def close(self, why: str) -> None:
+        """Nothing is taken any more: whoever waits for a reply is told."""
+        self.go_on(why)
+        for _, _, question in self._items:
+            if question is not None:
+                question.unanswered(why)
