@@ -44,7 +44,7 @@ from discoro.errors import (
 from discoro.mailbox import Question
 from discoro.mesh import Mesh
 from discoro.outcomes import ExitNotice
-from discoro.program import run, servers
+from discoro.program import join, run, servers
 from discoro.references import CoroRef
 from discoro.server import discoro_server
 
@@ -89,6 +89,7 @@ __all__ = [
     "WorkerLost",
     "current_coro",
     "discoro_server",
+    "join",
     "run",
     "servers",
 ]

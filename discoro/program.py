@@ -1,4 +1,4 @@
-"""A program's own door to the mesh: `run` for a script, `servers` for whoever wants to use all of them."""
+"""A program's own door to the mesh: `run` for a script, `servers` for who uses all of them, `join`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,17 @@ async def servers(name: str = "discoro_server", timeout: float | None = None) ->
     host = host_here()
     assert isinstance(host, Mesh)
     return await host.servers(name, timeout)
+
+
+async def join(timeout: float | None = None) -> int:
+    """Wait, at most `timeout` seconds, until every other coroutine of this process has ended; used with yield or await.
+
+    Daemons (`Coro.set_daemon`), servers, channels and queues are not waited for. Returns 0. Raises Timeout, which names those
+    that still run.
+    """
+    host = host_here()
+    assert isinstance(host, Mesh)
+    return await host.join(timeout)
 
 
 def _loop_runs() -> bool:

@@ -101,6 +101,7 @@ def serve(serving: Serving, begin: Awaitable[Any] | None = None) -> Generator[An
     """Answer requests for ever, once `begin` is done."""
     coro = current_coro()
     coro.service = serving
+    coro.daemon = True
     try:
         if begin is not None:
             yield begin
