@@ -27,6 +27,7 @@ import discoro
 options = json.loads(sys.argv[2])
 discoro.run = functools.partial(discoro.run, **options)
 discoro.Mesh = functools.partial(discoro.Mesh, **options)
+discoro.BlockingMesh = functools.partial(discoro.BlockingMesh, **options)
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
@@ -59,10 +60,36 @@ def printed(page: str, command: str) -> str:
         ("tutorial/first-program.md", "prepared.py"),
         ("how-to/use-every-slot.md", "every_slot.py"),
         ("how-to/asyncio-and-notebooks.md", "in_asyncio.py"),
+        ("how-to/blocking.md", "blocking.py"),
     ],
 )
 def test_a_program_prints_what_its_page_says(page: str, name: str, tmp_path: Path) -> None:
     assert run_locally(EXAMPLES / name, tmp_path) == printed(page, f"python3 {name}")
+
+
+IDEAS = ("coroutines", "messages", "references", "ends", "names")
+PROGRAMS = [
+    pytest.param(program, text, id=f"{page} {number}")
+    for page in IDEAS
+    for number, (program, text) in enumerate(
+        re.findall(
+            r"(?ms)^```python\n((?:(?!^```).)*^discoro\.run\(.*?)^```\n\n```text\n(.*?)^```$",
+            (DOCS / "explanation" / f"{page}.md").read_text(encoding="utf-8"),
+        ),
+        1,
+    )
+]
+
+
+@pytest.mark.parametrize(("program", "text"), PROGRAMS)
+def test_a_program_on_the_page_of_an_idea_prints_what_follows(program: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    assert run_locally(path, tmp_path) == text
+
+
+def test_every_page_of_an_idea_has_a_program() -> None:
+    assert {str(each.id).split()[0] for each in PROGRAMS} == set(IDEAS)
 
 
 def test_a_cell_of_a_notebook_runs_where_await_is_allowed(tmp_path: Path) -> None:

@@ -85,6 +85,28 @@ def test_the_first_program_is_the_one_in_the_readme() -> None:
     assert ast.dump(ast.parse(program)) == ast.dump(ast.parse(shown[1]))
 
 
+SAYS = {
+    "ring": (
+        r"5000 times handed on, each time by another of 1000 coroutines on 2 slots\n"
+        r"\d+ us each\n5000 in the end, by their own count\n"
+    ),
+    "ping_pong": r"2000 balls came back, \d+ us each\nnobody there: \S+/\d+/\d+ has ended, or never was\n",
+    "supervisor": (
+        r"job 3: exception: job 3 is a bad one\njob 6: worker lost: \S+/\d+ was killed by SIGKILL\n"
+        r"done: {0: 0, 1: 1, 2: 4, 4: 16, 5: 25, 7: 49, 8: 64, 9: 81}\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("style", ["", "_async"], ids=["generators", "async def"])
+@pytest.mark.parametrize("name", SAYS)
+def test_a_program_says_the_same_in_both_styles(name: str, style: str, tmp_path: Path) -> None:
+    done = run_example(f"{name}{style}.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(SAYS[name], done.stdout), done.stdout
+    assert "Traceback" not in done.stderr and "never awaited" not in done.stderr
+
+
 def test_the_report_of_a_small_library(tmp_path: Path) -> None:
     done = run_example("stdlib_report.py", tmp_path, write_library(tmp_path))
     assert done.returncode == 0, done.stderr
