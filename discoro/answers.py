@@ -84,7 +84,7 @@ class Answers:
                 incoming.reply(0)
             case _ if coro is None:
                 raise NoSuchCoro(f"{self._around.ref_of(incoming.coro)} has ended, or never was")
-            case _ if coro.service is not None:
+            case verb if coro.service is not None and verb not in ("follow", "unfollow"):
                 return coro.service.on_request(incoming)
             case verb if verb in self._verbs:
                 return self._verbs[verb](incoming, coro, link)

@@ -10,7 +10,7 @@ import contextvars
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from discoro.errors import NoMesh
 
@@ -64,7 +64,7 @@ class Handle:
     async def deliver(self, message: object, timeout: float | None = None) -> int:
         """Send, and wait (at most `timeout` seconds) until the message is in its mailbox, for room there too. Returns 1.
 
-        Raises Timeout, NoSuchCoro, PeerLost, WorkerLost, Unreachable, PackError, TooLarge.
+        Raises Timeout, after which it may still arrive; NoSuchCoro, PeerLost, WorkerLost, Unreachable, PackError, TooLarge.
         """
         return await reach_here().deliver(self.ref, message, timeout)
 
@@ -132,6 +132,13 @@ class Handle:
 _REPR = re.compile(r"(?:CoroRef\(')?([^/']{1,255})/(\d{1,10})/(\d{1,20})@([0-9a-f]{16})\.([0-9a-f]{16})(?:'\))?")
 
 
+# What only a coroutine itself does.
+_OWN = frozenset(
+    "receive reply question suspend sleep timeout monitor link unlink child adopt children register unregister "
+    "hot_swappable set_daemon".split()
+)
+
+
 @dataclass(frozen=True, slots=True)
 class CoroRef(Handle):
     """A reference to a coroutine anywhere: (node, pid, coro-id).
@@ -150,6 +157,13 @@ class CoroRef(Handle):
     @property
     def ref(self) -> CoroRef:
         return self
+
+    if not TYPE_CHECKING:  # which would then take any name
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f": a reference only sends, asks and ends; {name} is what a coroutine does itself, by its own Coro"
+            text = f"'CoroRef' object has no attribute {name!r}{hint if name in _OWN else ''}"
+            raise AttributeError(text, name=name, obj=self)
 
     def __str__(self) -> str:
         return f"{self.name or self.node}/{self.pid}/{self.id}"
