@@ -116,9 +116,13 @@ class Transport:
         if self._terminator is None:
             self._shut()
             self._terminator = threading.Thread(target=self._terminate, name="discoro-close", daemon=True)
-            self._terminator.start()
+            try:
+                self._terminator.start()
+            except RuntimeError:  # Python 3.12 starts no thread at the end of the interpreter: then the loop waits
+                self._terminate()
         await self._terminated.wait()
-        self._terminator.join()  # it has done all it had to do
+        if self._terminator.ident is not None:
+            self._terminator.join()  # it has done all it had to do
 
     def _shut(self) -> None:
         _transports.discard(self)
