@@ -11,11 +11,12 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Callable, Sequence
+from types import CoroutineType
 from typing import Any, Protocol, cast
 
 from discoro import payload
-from discoro.driving import Exited, Steered, Swap, TimeLimit, check_coroutine, wants_coro
-from discoro.errors import CoroEnded, NoMesh, Overloaded, SwapRefused
+from discoro.driving import Exited, Steered, Swap, TimeLimit, check_coroutine, explain, not_awaited, wants_coro
+from discoro.errors import CoroEnded, NoMesh, Overloaded, PackError, SwapRefused
 from discoro.mailbox import Mailbox, Question
 from discoro.outcomes import EXCEPTION, NORMAL, TERMINATED, ExitNotice, Outcome
 from discoro.references import CoroRef, Handle, Reach, current_host, reach_here
@@ -159,6 +160,8 @@ class Coro(Handle):
         0 only looks. Raises UnpackError for a message that cannot be opened here; that message is then gone. RuntimeError in
         another coroutine than this one, and where another task of this coroutine waits in receive already.
         """
+        if _current_coro.get(None) is not self:
+            raise RuntimeError(self._not_yours())
         if self._steered.swap is not None:
             self._steered.offer_swap()
         mailbox = self.mailbox
@@ -180,6 +183,11 @@ class Coro(Handle):
         finally:
             if self.held and mailbox.half_empty:
                 self._host.drained(self)
+
+    def _not_yours(self) -> str:
+        here = sender()
+        where = f"{here.name} ({here})" if here is not None else "code outside of any coroutine"
+        return f"{where} tried to receive the messages of {self.name} ({self}): only that one can; have it send them on"
 
     async def _wait(self, timeout: float | None) -> bool:
         """Until the mailbox has something or the time is over; whether it has. The future only wakes: a message that it carried
@@ -252,7 +260,7 @@ class Coro(Handle):
 
     @staticmethod
     def timeout(seconds: float) -> TimeLimit:
-        """`with coro.timeout(seconds):` raises Timeout in what it waits for: for generators, where asyncio.timeout cannot be."""
+        """`with coro.timeout(seconds):` raises Timeout in what it waits for; an `async def` may use asyncio.timeout."""
         return TimeLimit(seconds)
 
     # -------------------------------------------------------------- others
@@ -401,6 +409,8 @@ class Coro(Handle):
             self.mailbox.put_packed(message, question)  # type: ignore[arg-type]
         elif self.mailbox.full:
             raise Overloaded(f"the mailbox of {self} has {len(self.mailbox)} messages and takes no more: use deliver, or wait")
+        elif type(message) is CoroutineType:  # which could not go to another process either
+            raise PackError(f"message: {not_awaited(message)}; did you forget yield or await?")
         else:
             self.mailbox.put(message, question)
 
@@ -416,11 +426,20 @@ class Coro(Handle):
             error = CoroEnded(f"{self.name} ({self}) ended itself with {error.__cause__!r}")
         if self._ending or task.cancelled():
             reason, why = self._ending or (TERMINATED, "")
-            text = f"{self.name} ({self}) was ended: {why or reason}" + (f"; while ending it raised {error!r}" if error else "")
+            raised = f"; while ending it raised {_told(error)}" if error else ""
+            text = f"{self.name} ({self}) was ended: {why or reason}{raised}"
             return Outcome(reason, error=CoroEnded(text), text=text)
-        if error is not None:
-            return Outcome(EXCEPTION, error=error, text=f"{type(error).__name__}: {error}")
-        return Outcome(NORMAL, task.result())
+        if error is None:
+            returned = not_awaited(task.result())
+            if not returned:
+                return Outcome(NORMAL, task.result())
+            error = TypeError(f"{self.name} ({self}) returned {returned}: write `return (yield ...)`, or `return await ...`")
+        explain(error)
+        return Outcome(EXCEPTION, error=error, text=_told(error))
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {payload.error_text(error)}"
 
 
 def _wake(future: asyncio.Future[Any], value: object = None) -> None:

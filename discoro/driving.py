@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 from discoro.errors import NoSuchCoro, NotACoroutine, SwapRefused, Timeout
+from discoro.payload import error_text
 
 
 class Exited(Exception):
@@ -185,6 +187,38 @@ def _awaitable(operation: Any) -> Awaitable[Any]:
     if inspect.isawaitable(operation):
         return operation
     raise TypeError(f"yielded {operation!r:.80}, which cannot be awaited: yield waits for an operation, return gives a value")
+
+
+# ------------------------------------------------------------------ what users forget
+
+
+def not_awaited(value: object) -> str:
+    """In words, where a value is an operation, or a call of a generator function, that nobody awaited; "" for any other.
+
+    Closes a coroutine object, so that Python does not complain a second time. A generator expression is taken as a value.
+    """
+    if inspect.iscoroutine(value):
+        made = f", made in {value.cr_origin[0][0]}, line {value.cr_origin[0][1]}," if value.cr_origin else ""
+        value.close()
+        return f"an operation that nobody awaited ({value.__qualname__}{made})"
+    if inspect.isgenerator(value) and inspect.getgeneratorstate(value) == inspect.GEN_CREATED:
+        if value.__name__ != "<genexpr>":
+            return f"a generator that nobody ran ({value.__qualname__})"
+    return ""
+
+
+_OBJECT = re.compile(r"['\"](coroutine|generator)['\"]|(?:type|not|non-iterable) (?:a )?(coroutine|generator)\b")
+
+
+def explain(error: BaseException) -> None:
+    """Note on a TypeError or AttributeError that shows a coroutine object where a value was wanted, once, what is missing."""
+    found = _OBJECT.search(error_text(error)) if type(error) in (TypeError, AttributeError) else None
+    if found:
+        kind = found[1] or found[2]
+        source = "an operation" if kind == "coroutine" else "a generator function"
+        note = f"{source} gives a {kind} object until it is awaited: did you forget yield or await?"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 class TimeLimit:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from reprlib import repr as short
-from types import FunctionType
+from types import CoroutineType, FunctionType, GeneratorType
 from typing import Any
 
 from discoro.errors import PackError, RemoteError, UnpackError
@@ -38,6 +38,7 @@ from discoro.shipping import (
 __all__ = (
     "Namespace",
     "Part",
+    "error_text",
     "pack",
     "pack_code",
     "pack_error",
@@ -160,7 +161,7 @@ def _writable_bytearray(part: Part) -> bytearray:
 
 
 def _reason(error: BaseException) -> str:
-    text = _text_of(error)
+    text = error_text(error)
     plain = text and isinstance(error, TypeError | pickle.PickleError)
     return text if plain else f"{type(error).__name__}: {text}"
 
@@ -181,7 +182,7 @@ def pack_error(error: BaseException) -> list[Part]:
     an exception of more than 1 MiB goes as text only.
     """
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    texts = (kind, _cut(_text_of(error)), _cut("".join(traceback.format_exception(error))))
+    texts = (kind, _cut(error_text(error)), _cut("".join(traceback.format_exception(error))))
     try:
         itself = pack(_as_pieces(error))
     except PackError:
@@ -236,7 +237,8 @@ def _from_pieces(found: Any) -> BaseException:
         raise UnpackError(f"cannot rebuild {short(found)}: {_reason(failure)}") from failure
 
 
-def _text_of(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
+    """The text of an exception of whatever class."""
     try:
         return str(error)
     except Exception:  # somebody's __str__ is at fault, and must not hide the error that it describes
@@ -260,12 +262,16 @@ def _describe(obj: object, pickler: CodePickler, what: str, error: Exception) ->
     reason = _reason(error)
     if isinstance(error, RecursionError | BufferError):  # whatever was met last is not at fault
         return f"{what}: {reason}; send it in another form, flatter and contiguous"
+    advice = "send what it is made from, and make it where it is used"
     try:
-        path, origin = _way_to(_culprit(pickler), obj, what)
+        culprit = _culprit(pickler)
+        if isinstance(culprit, CoroutineType | GeneratorType):
+            advice = f"{culprit.__qualname__}(...) gives one until it is awaited: did you forget yield or await?"
+        path, origin = _way_to(culprit, obj, what)
     except Exception:  # somebody's properties or items() failed; the error itself must still be told
         path, origin = what, ""
     place = f" (from {origin})" if origin else ""
-    return f"{path}: {reason}{place}; send what it is made from, and make it where it is used"
+    return f"{path}: {reason}{place}; {advice}"
 
 
 def _culprit(pickler: CodePickler) -> object:

@@ -251,18 +251,13 @@ def test_driving_a_generator_that_is_closed_closes_it() -> None:
 
 
 def with_coro(test: Callable[[SmallHost, Coro], Awaitable[None]]) -> None:
-    """Run a test with a coroutine that waits for ever."""
+    """Run a test inside of a coroutine: only that one can receive what is sent to it."""
 
     async def run(host: SmallHost) -> None:
-        async def waits() -> None:
-            await asyncio.get_running_loop().create_future()
-
-        coro = Coro.start(host, waits)  # type: ignore[arg-type]
-        try:
+        async def inside(coro: Coro) -> None:
             await test(host, coro)
-        finally:
-            coro.stop("terminated")
-            await coro.stopped()
+
+        await Coro.start(host, inside).result_here()  # type: ignore[arg-type]
 
     in_loop(run)
 
