@@ -53,6 +53,7 @@ class Finding:
         self._unusable: dict[str, str] = {}
         self._heard_of: dict[int, str] = {}  # births, and the names they were advertised under
         self._discovery = _discovery(self._found, interfaces) if mdns else None
+        self.looks = mdns  # a node may still be found
 
     async def start(self) -> None:
         if self._discovery is not None:
@@ -74,6 +75,7 @@ class Finding:
 
     async def keep(self, address: str, quiet: bool = False) -> None:
         """Keep a link to whoever listens at an address that was given by hand, for ever; `quiet` where nobody need be there."""
+        self.looks = True
         pause = AGAIN_FIRST
         while True:
             try:

@@ -6,7 +6,8 @@ socket, reads a clock or logs. The grammar and rules are docs/reference/protocol
 How the parts play together: `peers.py` tells a Link what happened (`dialled`, `connected`, `hello`, `welcome`, `data`,
 `ended_connection`, `refused_greeting`, `bye`, `handle_timer`), then performs everything in `actions()` and sleeps until
 `next_deadline()`. `_move` is the one place that changes the state. `Outbox` holds what waits to be sent and what waits to be
-acknowledged.
+acknowledged. Where dialling alone leads nowhere, the link says so (`Introduce`), and the caller has others help
+(`introducing.py`): they tell of more addresses (`learn`), or have the peer dial us.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ ACK_BYTES = 1 * messages.MIB  # and received bytes
 GREETING_TIMEOUT = 3.0  # seconds for a welcome; as long as libzmq's own handshake may take
 REDIAL_FIRST, REDIAL_MOST = 0.05, 2.0  # seconds between dials; doubled each time; at once after a connection of use
 REFUSED_GRACE = 3.0  # seconds until an address that refuses, where the peer was never met, counts as its end
+INTRODUCE_AFTER = 0.25  # seconds that dialling has by itself; on a LAN it takes milliseconds
+MAX_DIALLED = 2 * messages.MAX_ADDRESSES  # addresses of one peer: those first known, and as many told later
 WORD_GRACE = 0.5  # seconds that the node of a worker that is gone has to say how it ended
 
 
@@ -78,7 +81,13 @@ class Drop(NamedTuple):
     flush: bool
 
 
-Action = Dial | Send | SendGreeting | Drop
+class Introduce(NamedTuple):
+    """Ask others to bring this process and the peer together; answer with `not_introduced` where that comes to nothing."""
+
+    seconds: float  # until the link gives up
+
+
+Action = Dial | Send | SendGreeting | Drop | Introduce
 
 
 def refusal(mine: Greeting, theirs: Greeting) -> tuple[str, str] | None:
@@ -138,6 +147,9 @@ class Link:
         self._held: tuple[int, Greeting] | None = None  # the hello of a peer whose dial gives way to ours
         self._tried: dict[str, tuple[str, bool]] = {}  # address -> what came of the last dial; whether nobody is there
         self._refusal = ""  # what the peer said that refuses us for good
+        self._introduce_at: float | None = None  # when others are asked, if dialling has not led there
+        self._introducing = False  # they are being asked
+        self.asked = ""  # who was asked for an introduction and what came of it, for the text of an error
         self._broken_at, self._broken_because = now, ""
         self._received = 0
         self._ack_at: float | None = None
@@ -191,6 +203,9 @@ class Link:
         """Everything to be done now, in order; each is given once."""
         if self.state is State.IDLE and self._redial_at is not None and self._redial_at <= now:
             self._dial(now)
+        if self._introduce_at is not None and self._introduce_at <= now and self._give_up is not None:
+            self._introduce_at, self._introducing = None, True
+            self._actions.append(Introduce(self._give_up - now))
         if self.state is State.OPEN:
             self._send_data()
             if self._ack_at is not None and self._ack_at <= now:
@@ -200,7 +215,7 @@ class Link:
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` wants to be called, if nothing happens before."""
-        deadlines = [self._greeting_until, self._ack_at, self._give_up, self._redial_at]
+        deadlines = [self._greeting_until, self._ack_at, self._give_up, self._redial_at, self._introduce_at]
         return min((d for d in deadlines if d is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
@@ -211,6 +226,44 @@ class Link:
             waited = f"unreachable for {now - self._broken_at:.3g} s"
             because = f" ({self._broken_because})" if self._broken_because else ""
             self._end(State.LOST, f"{waited}{because}{self._what_was_tried()}")
+
+    # -------------------------------------------------------------- introductions
+
+    def want_introduction(self, now: float) -> bool:
+        """There are others who can be asked to introduce us, unless dialling leads there soon. Whether that is news."""
+        if self.opened or self.ended or self._introducing or self._introduce_at is not None or self.asked:
+            return False
+        at_once = self._tried or not self.addresses
+        self._introduce_at = now if at_once else now + INTRODUCE_AFTER
+        return True
+
+    def learn(self, addresses: Sequence[str], now: float) -> None:
+        """Somebody tells where the peer listens: what is new is dialled along with the rest."""
+        fresh = [address for address in dict.fromkeys(addresses) if address not in self.addresses]
+        fresh = fresh[: max(0, MAX_DIALLED - len(self.addresses))]
+        if self.state is State.OPEN or self.ended or not fresh:
+            return
+        self.addresses += tuple(fresh)
+        if self.state is State.IDLE:
+            self._redial_at = now
+        else:
+            self._actions += [Dial(address) for address in fresh]
+
+    def not_introduced(self) -> None:
+        """Those who were asked could not help: `asked` says why. What dialling says counts again."""
+        self._introducing = False
+        if self.state is State.IDLE and (hopeless := self._hopeless()):
+            self._end(State.LOST, hopeless)
+
+    def _hopeless(self) -> str:
+        """Why neither waiting nor dialling again will bring us there; "" while it may."""
+        if self._introducing or self._introduce_at is not None:
+            return ""
+        if self._refusal:
+            return self._refusal + (f"; {self.asked}" if self.asked else "")
+        if self.opened or not all(nobody for _, nobody in self._tried.values()):
+            return ""
+        return f"not to be reached at any address{self._what_was_tried()}" if self.addresses else self.what_was_tried
 
     # -------------------------------------------------------------- what happened to connections
 
@@ -276,7 +329,7 @@ class Link:
     def hello(self, connection: int, theirs: Greeting, now: float) -> None:
         """The peer dialled us. Not to be called for another session once ours was open: that peer began anew (`begun_anew`)."""
         self.outbox.acknowledge(theirs.received)
-        mine_first = self.state in (State.DIALLING, State.GREETING) and self.me.birth > theirs.birth
+        mine_first = self.state is State.GREETING and self.me.birth > theirs.birth
         if mine_first:
             self._hold(connection, theirs)
             return
@@ -315,6 +368,7 @@ class Link:
     def _open(self, connection: int, theirs: Greeting) -> None:
         self._drop_but(connection)
         self._tried.clear()
+        self.asked = ""
         self.connection, self.peer, self.peer_session = connection, theirs, theirs.session
         if theirs.addresses:
             self.addresses = _first(self._lived_at, worth_dialling(self.me.addresses, theirs.addresses))
@@ -343,14 +397,14 @@ class Link:
     def _dial_failed(self, now: float) -> None:
         """Nothing came of any address of this round."""
         self._move(State.IDLE)
+        if self._introduce_at is not None:
+            self._introduce_at = now
         if self._held:
             connection, theirs = self._held
             self._held = None
             self.hello(connection, theirs, now)
-        elif self._refusal:
-            self._end(State.LOST, self._refusal)
-        elif not self.opened and all(nobody for _, nobody in self._tried.values()):
-            self._end(State.LOST, f"not to be reached at any address{self._what_was_tried()}")
+        elif hopeless := self._hopeless():
+            self._end(State.LOST, hopeless)
         else:
             self._redial_later(now)
 
@@ -378,10 +432,16 @@ class Link:
         self._redial_at = now + self._redial_delay
         self._redial_delay = min(max(2 * self._redial_delay, REDIAL_FIRST), REDIAL_MOST)
 
+    @property
+    def what_was_tried(self) -> str:
+        """Each address with what came of it, and who was asked, for people; "" where nothing was tried yet."""
+        dialled = "tried " + ", ".join(f"{address} ({why})" for address, (why, _) in self._tried.items()) if self._tried else ""
+        if not self.addresses:
+            dialled = "no address of it is known"
+        return "; ".join(part for part in (dialled, self.asked) if part)
+
     def _what_was_tried(self) -> str:
-        if not self._tried:
-            return "" if self.addresses else ": no address of it is known"
-        return ": tried " + ", ".join(f"{address} ({why})" for address, (why, _) in self._tried.items())
+        return f": {self.what_was_tried}" if self.what_was_tried else ""
 
     # -------------------------------------------------------------- numbered frames
 
@@ -443,7 +503,8 @@ class Link:
         self._actions += [Drop(each, False) for each in (*self._dials, *held, *current) if each != kept]
         self._dials, self._held, self._greeter = {}, None, None
         self._spare.clear()
-        self._give_up = self._redial_at = self._greeting_until = None
+        self._give_up = self._redial_at = self._greeting_until = self._introduce_at = None
+        self._introducing = False
 
     def _end(self, state: State, reason: str, flush: bool = False) -> None:
         if self.ended:

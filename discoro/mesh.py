@@ -17,7 +17,6 @@ import secrets
 import socket
 import sys
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -31,6 +30,7 @@ from discoro.exits import Exits
 from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, Finding, whereabouts, with_port
 from discoro.holding import Holding
 from discoro.interfaces import interfaces
+from discoro.introducing import Introducing
 from discoro.link import Link, State
 from discoro.local import local_node
 from discoro.mailbox import Question
@@ -123,6 +123,8 @@ class Mesh:
         self.interfaces = interfaces(["127.0.0.1"] if options.local else options.ip_addr)
         timeouts = {"connect_timeout": options.connect_timeout, "peer_timeout": options.peer_timeout}
         self._peers = Peers(self._greeting(), self.security, self, **timeouts)
+        self._introducing = Introducing(self, self._peers)
+        self.handlers |= self._introducing.handlers
         transport = self._place.transport(self.security, self._peers)
         self._peers.wire = transport
         self._resources.push_async_callback(transport.close)
@@ -192,8 +194,8 @@ class Mesh:
 
     async def _drain(self, seconds: float) -> None:
         """Until everything sent is acknowledged, or the time is over."""
-        until = time.monotonic() + seconds
-        while not self._peers.idle() and time.monotonic() < until:
+        until = self._loop.time() + seconds
+        while not self._peers.idle() and self._loop.time() < until:
             await asyncio.sleep(0.005)
 
     def in_loop(self, function: Callable[..., Any], *args: Any) -> None:
@@ -255,6 +257,10 @@ class Mesh:
         open_links = [link for link in self._peers if link.state is State.OPEN and link.peer is not None]
         return [link.peer for link in open_links if link.peer is not None and link.peer.role != "worker"]
 
+    def looks(self) -> bool:
+        """Whether a node may still be found."""
+        return self.finding is not None and self.finding.looks
+
     def look_again(self) -> None:
         """Somebody waits for nodes."""
         if self.finding is not None:
@@ -281,11 +287,12 @@ class Mesh:
         assert peer is not None
         log.info("= linked with %s %s/%d", peer.role, peer.name, peer.pid)
         self._dead.pop(peer.birth, None)
+        self._introducing.settled(peer.birth)
         link.awaits_word = peer.role == "worker" and peer.node in (self.me.node, *(node.node for node in self.nodes()))
         if peer.role != "worker":
-            self.spawn(self._introduce(peer))
+            self.spawn(self._tell_new(peer))
 
-    async def _introduce(self, peer: Greeting) -> None:
+    async def _tell_new(self, peer: Greeting) -> None:
         """Tell a new node our names; as a node, tell it of the nodes we know, and those of it."""
         try:
             await self._names.node_linked(peer.birth)
@@ -308,6 +315,7 @@ class Mesh:
         if link.certain:
             self._bury(link.birth, error)
         self._requests.fail(link.birth, error)
+        self._introducing.settled(link.birth)
         self._exits.link_lost(link, error)
         self.lost_messages += self._holding.link_lost(link, error)
         self._names.peer_lost(link.birth)
@@ -318,14 +326,19 @@ class Mesh:
             for tell in list(self.on_peer_lost):
                 tell(link.peer, str(error))
 
+    def introduce(self, link: Link, seconds: float) -> None:
+        self._introducing.introduce(link, seconds)
+
     def _name_of(self, link: Link) -> str:
-        return link.who if link.peer is not None or self.finding is None else self.finding.name_of(link.birth)
+        named = "" if link.peer is not None else self._introducing.name_of(link.birth)
+        return named or (link.who if link.peer is not None or self.finding is None else self.finding.name_of(link.birth))
 
     def _say_lost(self, link: Link, who: str, error: DiscoroError) -> None:
         said_elsewhere = link.state is State.CLOSED or isinstance(error, WorkerLost) or not link.opened
         level = logging.INFO if said_elsewhere or self._closing or self.me.role == "worker" else logging.WARNING
         log.log(level, "= %s", error)
-        if not link.opened and self.finding is not None and not self._closing:
+        others_wish = self._introducing.only_reaching(link.birth)
+        if not link.opened and self.finding is not None and not self._closing and not others_wish:
             self.finding.not_usable(who, link.lost_because)
         unsent = link.outbox.unacknowledged
         if unsent:
@@ -334,8 +347,16 @@ class Mesh:
 
     def bury(self, birth: int, how: str) -> None:
         """That worker is certainly gone; `how` is what its node saw."""
-        self._bury(birth, WorkerLost(how))
-        self._peers.lose(birth, how)
+        self.ended(birth, WorkerLost(how))
+
+    def ended(self, birth: int, error: DiscoroError) -> None:
+        """That process is certainly gone; the error says what those who know saw."""
+        self._bury(birth, error)
+        self._peers.lose(birth, str(error))
+
+    def how_it_ended(self, birth: int) -> DiscoroError | None:
+        """For a process that is known to be gone."""
+        return self._dead.get(birth)
 
     def _bury(self, birth: int, error: DiscoroError) -> None:
         self._dead[birth] = error
@@ -449,7 +470,8 @@ class Mesh:
         gone = self._dead.get(to.birth)
         if gone is not None:
             raise type(gone)(str(gone))  # a new one each time: one that is raised again keeps every sender's frames
-        return self._peers.link(to.birth, to.addresses)
+        link = self._peers.get(to.birth)
+        return link if link is not None and link.opened else self._introducing.link(to)
 
     def _message(self, link: Link, coro_id: int, body: Sequence[Part]) -> None:
         coro = self._coros.get(coro_id)
@@ -525,8 +547,11 @@ class Mesh:
     async def ask(self, birth: int, verb: str, arguments: dict[str, Any], timeout: float | None) -> Any:
         """Ask a linked process itself; the value of its answer."""
         link = self._peers.get(birth)
-        addresses = link.addresses if link is not None else ()
-        return (await self.request(CoroRef("", 0, birth, 0, "", addresses), verb, arguments, timeout=timeout)).value
+        peer = self.me if birth == self.me.birth else link.peer if link is not None else None
+        if peer is None and link is None:
+            raise Unreachable(f"no link to birth {birth:016x} any more")
+        to = CoroRef(peer.node, peer.pid, birth, 0, peer.name) if peer is not None else CoroRef("", 0, birth, 0)
+        return (await self.request(to, verb, arguments, timeout=timeout)).value
 
     def ask_later(self, to: CoroRef, verb: str, arguments: dict[str, Any]) -> None:
         """Ask without waiting for the answer: what should be known or tidied up there, even though nobody here waits."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from discoro import messages
 from discoro.connections import Ended
 from discoro.errors import PeerLost, ProtocolError, Refused, Unreachable
-from discoro.link import Action, Dial, Drop, Link, Send, SendGreeting, State, refusal, worth_dialling
+from discoro.link import Action, Dial, Drop, Introduce, Link, Send, SendGreeting, State, refusal, worth_dialling
 from discoro.messages import Greeting, Operation, Part
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Owner(Protocol):
     """Who is told what comes of the links."""
 
     def opened(self, link: Link) -> None: ...
+    def introduce(self, link: Link, seconds: float) -> None: ...
     def operation(self, link: Link, operation: Operation) -> None: ...
     def lost(self, link: Link) -> None: ...
 
@@ -77,18 +78,34 @@ class Peers:
         """The live link to that birth, whatever its state."""
         return self._links.get(birth)
 
-    def link(self, birth: int, addresses: Sequence[str]) -> Link:
-        """The live link to that birth, or a new one that dials these addresses. Unreachable where there is neither."""
-        link = self._links.get(birth)
-        if link is not None:
-            return link
+    def link(self, birth: int, addresses: Sequence[str], introducible: bool = False) -> Link:
+        """The live link to that birth, or a new one that dials these addresses. Unreachable where there is neither.
+
+        `introducible`: the owner knows others who may bring the two together; then a link may begin without addresses.
+        """
+        link = self._links.get(birth) or self._begun(birth, addresses, introducible)
+        if introducible and link.want_introduction(self._loop.time()):
+            self._settle(link)
+        return link
+
+    def _begun(self, birth: int, addresses: Sequence[str], introducible: bool) -> Link:
         if len(self._links) >= MAX_LINKS:
             raise Unreachable(f"{self.me.name} has {MAX_LINKS} links and makes no more")
-        if not addresses:
+        if not addresses and not introducible:
             raise Unreachable(f"no link to birth {birth:016x}, and no address of it is known")
         link = self._new_link(birth, worth_dialling(self.me.addresses, addresses))
         self._settle(link)
         return link
+
+    def learn(self, link: Link, addresses: Sequence[str]) -> None:
+        """Somebody told where that peer listens."""
+        link.learn(worth_dialling(self.me.addresses, addresses), self._loop.time())
+        self._settle(link)
+
+    def not_introduced(self, link: Link) -> None:
+        """Nobody brought the two together."""
+        link.not_introduced()
+        self._settle(link)
 
     def post(self, link: Link, operation: Operation, lane: Hashable = None) -> None:
         """Queue an operation. The first of a turn leaves at once; the rest leave together when the turn ends.
@@ -324,6 +341,9 @@ class Peers:
             case Drop(connection, flush):
                 self._by_connection.pop(connection, None)
                 self.wire.drop(connection, flush)
+                return
+            case Introduce(seconds):
+                self._owner.introduce(link, seconds)
                 return
             case Dial(address):
                 connection = self.wire.dial(address)

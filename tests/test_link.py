@@ -20,7 +20,7 @@ import pytest
 from discoro import link as rules
 from discoro import messages
 from discoro.errors import ProtocolError
-from discoro.link import TRANSITIONS, Action, Dial, Drop, Link, Send, SendGreeting, State, refusal, worth_dialling
+from discoro.link import TRANSITIONS, Action, Dial, Drop, Introduce, Link, Send, SendGreeting, State, refusal, worth_dialling
 from discoro.messages import Ack, Bye, Data, Greeting, Message, Operation
 from tests.support.link_pair import CONNECT_TIMEOUT, Network, Process, greeting, two
 
@@ -456,6 +456,93 @@ def test_where_the_peer_was_never_met_a_refusal_leaves_it_a_few_seconds() -> Non
     assert link.lost_because == "unreachable for 4 s (broke): tried high:1 (connection refused)"
 
 
+# ------------------------------------------------------------------ introductions
+
+
+def wanting(addresses: Sequence[str] = ("a:1",), me: Greeting = LOW, peer: Greeting = HIGH) -> Link:
+    """A link that dials, and whose caller knows others to ask."""
+    link = new_link(me, peer, addresses)
+    dial(link)
+    assert link.want_introduction(NOW) and not link.want_introduction(NOW)
+    return link
+
+
+def introductions(link: Link, now: float) -> list[Introduce]:
+    return [action for action in link.actions(now) if isinstance(action, Introduce)]
+
+
+def test_an_introduction_is_wanted_once_dialling_has_had_its_time() -> None:
+    link, at = wanting(), NOW + rules.INTRODUCE_AFTER
+    assert introductions(link, at - 0.01) == [] and link.next_deadline() == at
+    assert introductions(link, at) == [Introduce(5.0 - rules.INTRODUCE_AFTER)]
+    assert introductions(link, at + 1) == [] and not link.want_introduction(at)
+
+
+def test_without_an_address_and_after_a_round_that_failed_it_is_wanted_at_once() -> None:
+    assert introductions(wanting(addresses=()), NOW) == [Introduce(5.0)]
+    link = wanting()
+    link.ended_connection(1, NOW + 0.5, "refused", refused=True)
+    assert introductions(link, NOW + 0.5) == [Introduce(4.5)]
+    late = new_link()
+    dial(late)
+    late.ended_connection(1, NOW, "timed out")
+    assert late.want_introduction(NOW) and introductions(late, NOW) == [Introduce(5.0)]
+
+
+def test_a_link_that_opens_wants_none() -> None:
+    link = wanting()
+    link.connected(1, NOW)
+    link.welcome(1, from_peer(), NOW)
+    assert introductions(link, NOW + 1) == [] and not link.want_introduction(NOW + 1)
+    assert not opened().want_introduction(NOW)
+
+
+def test_what_would_end_a_link_waits_for_the_introduction_and_counts_after_it() -> None:
+    for refused in (True, False):
+        link = wanting()
+        if refused:
+            link.connected(1, NOW)
+            link.refused_greeting(1, "cluster", "another cluster", NOW)
+        else:
+            link.ended_connection(1, NOW, "connection refused", refused=True)
+        assert len(introductions(link, NOW)) == 1 and not link.ended
+        link.asked = "asked ada (it is not linked with it)"
+        link.not_introduced()
+        tried = "another cluster" if refused else "not to be reached at any address: tried a:1 (connection refused)"
+        assert (link.state, link.lost_because) == (State.LOST, f"{tried}; asked ada (it is not linked with it)")
+
+
+def test_while_an_address_may_still_answer_a_failed_introduction_ends_nothing() -> None:
+    link = wanting()
+    link.actions(NOW + rules.INTRODUCE_AFTER)
+    link.not_introduced()
+    link.ended_connection(1, NOW + 1, "timed out")
+    assert link.state is State.IDLE
+    link.handle_timer(NOW + 5)
+    assert link.lost_because == "unreachable for 5 s: tried a:1 (timed out)"
+
+
+def test_further_addresses_are_dialled_with_the_rest_or_at_once() -> None:
+    link = wanting()
+    link.learn(["a:1", "b:1", "b:1"], NOW)
+    assert link.actions(NOW) == [Dial("b:1")]
+    idle = wanting(addresses=())
+    idle.actions(NOW)
+    idle.learn(["b:1"], NOW + 1)
+    assert idle.actions(NOW + 1) == [Dial("b:1")] and idle.state is State.DIALLING
+
+
+def test_of_further_addresses_so_many_are_taken_and_none_by_an_open_link() -> None:
+    link = wanting()
+    for first in range(0, 100, 10):
+        link.learn([f"b:{number}" for number in range(first, first + 10)], NOW)
+    assert len(link.addresses) == rules.MAX_DIALLED
+    link = opened()
+    before = link.addresses
+    link.learn(["b:1"], NOW)
+    assert link.addresses == before and link.actions(NOW) == []
+
+
 # ------------------------------------------------------------------ both dial
 
 
@@ -509,6 +596,16 @@ def test_the_lesser_birth_accepts_at_once_and_drops_its_own_dial() -> None:
     assert drop == Drop(1, False)
     assert isinstance(welcome, SendGreeting) and (welcome.connection, welcome.welcome) == (5, True)
     assert link.connection == 5
+
+
+def test_a_dial_that_has_not_come_to_a_greeting_gives_way_to_the_hello_that_is_there() -> None:
+    """It may lead nowhere, which takes a second to show; the peer's connection stands."""
+    link = new_link(me=HIGH, peer=LOW)
+    dial(link)
+    link.hello(5, from_peer(LOW, resume=0), NOW)
+    drop, welcome = link.actions(NOW)
+    assert drop == Drop(1, False) and isinstance(welcome, SendGreeting)
+    assert (link.state, link.connection) == (State.OPEN, 5)
 
 
 class Lags(Network):

@@ -5,7 +5,8 @@ clock is moved by hand drives it. Held to the same contract as the real one by t
 
 How it plays together: `MemoryNetwork.transport(name, …)` makes one process's transport; all of one network see
 each other's addresses, as if on one machine. A `_Wire` is one connection with an `_End` on each side. Faults are
-`with` blocks on the network: `partition`, `dropping`, `delaying`, `duplicating`; and `cut`, which happens once.
+`with` blocks on the network: `partition`, `firewalled`, `dropping`, `delaying`, `duplicating`; and `cut`, which happens
+once.
 Dropping and duplicating inside one connection is what TCP never does: they are for what must survive even that.
 """
 
@@ -41,6 +42,7 @@ class MemoryNetwork:
         self.listening: dict[str, MemoryTransport] = {}  # by address
         self._wires: list[_Wire] = []
         self._partitions: list[frozenset[str]] = []
+        self._firewalls: list[tuple[str, Ended]] = []
         self._faults: list[tuple[Callable[[Delays], Delays], Which]] = []
         self._free_ports = itertools.count(FIRST_FREE_PORT)
 
@@ -69,6 +71,18 @@ class MemoryNetwork:
             self._partitions.remove(pair)
             for wire in self._between(a, b):
                 wire.release()
+
+    @contextmanager
+    def firewalled(self, name: str, how: Ended = Ended.UNREACHABLE) -> Iterator[None]:
+        """Nobody can dial that process, which itself dials others as ever. UNREACHABLE: the firewall drops, and
+        a dial takes CONNECT_SECONDS; REFUSED: it rejects at once, as if nothing listened there.
+        """
+        firewall = (name, how)
+        self._firewalls.append(firewall)
+        try:
+            yield
+        finally:
+            self._firewalls.remove(firewall)
 
     @contextmanager
     def dropping(self, which: Which = every_frame) -> Iterator[None]:
@@ -122,6 +136,10 @@ class MemoryNetwork:
     def parted(self, names: set[str]) -> bool:
         """Whether nothing passes between them."""
         return names in self._partitions
+
+    def firewall_of(self, name: str) -> Ended | None:
+        """How a dial to that process ends at its firewall; None where it has none."""
+        return next((how for behind, how in self._firewalls if behind == name), None)
 
     def delays(self, sender: str, receiver: str, parts: list[Part]) -> Delays:
         """What the faults of this moment make of one frame."""
@@ -292,9 +310,10 @@ class MemoryTransport:
 
     def _reach(self, conn: int, address: str) -> None:
         there = self._network.listening.get(address)
-        if there is None:
+        stopped = self._network.firewall_of(there.name) if there is not None else None
+        if there is None or stopped is Ended.REFUSED:
             self.tell_ended(conn, Ended.REFUSED, f"{address}: nothing listens there")
-        elif self._network.parted({self.name, there.name}):
+        elif stopped or self._network.parted({self.name, there.name}):
             self.loop.call_later(
                 CONNECT_SECONDS, self.tell_ended, conn, Ended.UNREACHABLE, f"{address}: no answer"
             )
