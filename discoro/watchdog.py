@@ -73,11 +73,13 @@ def watch(whose: Callable[[asyncio.Task[object]], str]) -> Iterator[None]:
     loop.set_debug(True)
     stop = threading.Event()
     watchdog = _Watchdog(loop, whose)
-    threading.Thread(target=watchdog.run, args=(stop,), name="discoro watchdog", daemon=True).start()
+    thread = threading.Thread(target=watchdog.run, args=(stop,), name="discoro watchdog", daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        stop.set()  # nobody waits for the thread: what it logs to may want this loop
+        stop.set()
+        thread.join(LOOK_INTERVAL)  # it ends at once, unless it logs to something that wants this loop
         loop.set_debug(before)
 
 

@@ -120,14 +120,11 @@ def test_a_mesh_starts_a_thread_and_debugs_asyncio_if_asked_and_only_for_its_lif
     async def program() -> None:
         loop = asyncio.get_running_loop()
         async with Mesh(**alone(tmp_path), debug=debug) as mesh:
-            started = watchdogs()
-            assert (mesh.debug, loop.get_debug(), len(started)) == (debug, debug, int(debug))
+            assert (mesh.debug, loop.get_debug(), len(watchdogs())) == (debug, debug, int(debug))
         assert not loop.get_debug()
-        for thread in started:
-            await asyncio.to_thread(thread.join, 30)
+        assert watchdogs() == []
 
     asyncio.run(program(), debug=False)
-    assert watchdogs() == []
 
 
 # Where it stands.
