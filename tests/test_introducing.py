@@ -129,6 +129,27 @@ def test_a_worker_reaches_a_client_that_neither_it_nor_its_node_has_met() -> Non
     simulate(test)
 
 
+def test_a_link_that_came_by_dialling_back_survives_its_connection() -> None:
+    """Only the one behind the firewall can make a new one, and does."""
+
+    async def test(world: World) -> None:
+        async with world.mesh("n", role="node") as node, world.mesh("a", node) as a, world.mesh("b", node) as b:
+            with world.network.firewalled("b"):
+                receiver = start(b, collects, 1000)
+
+                async def sender() -> Any:
+                    for number in range(1000):
+                        receiver.ref.send(number)
+                        if number % 250 == 100:
+                            await receiver.ref.is_alive()
+                            world.network.cut("a", "b")
+                    return await receiver.ref.result()
+
+                assert await a.run(sender) == list(range(1000))
+
+    simulate(test)
+
+
 def test_both_want_each_other_and_one_cannot_be_dialled() -> None:
     async def test(world: World) -> None:
         async with world.mesh("n", role="node") as node, world.mesh("a", node) as a, world.mesh("b", node) as b:
