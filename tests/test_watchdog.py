@@ -224,15 +224,15 @@ def test_a_block_is_named_with_the_coroutine_and_the_users_line(tmp_path: Path, 
     with Said() as said:
         took = asyncio.run(program(said), debug=False)
     first, back = said.lines
-    assert LONG <= took < LONG + 2  # at least that long; how much longer depends on the machine
+    assert LONG <= took < LONG + 10  # at least that long; how much longer depends on the machine
     assert said.thread == "discoro watchdog"
-    assert first.startswith("! the event loop has been blocked for 1.")
+    assert re.match(r"! the event loop has been blocked for [1-9]\d?\.\d s ", first)
     assert f"by {who}" in first
     shown = [line.strip() for line in first.splitlines()]
     assert shown[2] == "blocked(until)" and shown[4] == 'assert until.wait(30), "nobody noticed"  # the user\'s line'
     assert f'File "{__file__}"' in shown[1] and "threading.py" in shown[5]  # whom that line calls
     assert "asyncio.to_thread" in shown[-1]
-    assert back.startswith("! the event loop goes on: it was blocked for 1.")
+    assert re.fullmatch(r"! the event loop goes on: it was blocked for [1-9]\d?\.\d s", back)
 
 
 def test_a_callback_that_blocks_is_named_too() -> None:
@@ -282,7 +282,7 @@ async def blocks_a_worker() -> None:
 def names_the_line(output: str) -> bool:
     """With the node's mark before each line: which process of which machine."""
     said = re.search(
-        r"(?m)^\[(\S+/\d+)\] ! the event loop has been blocked for 1\.\d s by the coroutine busy \(\1/\d+\)", output
+        r"(?m)^\[(\S+/\d+)\] ! the event loop has been blocked for [1-9]\d?\.\d s by the coroutine busy \(\1/\d+\)", output
     )
     return bool(said and f"[{said[1]}]     assert named.wait(30)  # the worker's line\n" in output[said.end() :])
 
