@@ -44,7 +44,8 @@ from discoro.errors import (
 from discoro.mailbox import Question
 from discoro.mesh import Mesh
 from discoro.outcomes import ExitNotice
-from discoro.program import join, run, servers
+from discoro.presence import Peer, PeerStatus
+from discoro.program import current_mesh, join, run, servers
 from discoro.references import CoroRef
 from discoro.server import discoro_server
 
@@ -72,7 +73,9 @@ __all__ = [
     "NotSetUp",
     "Overloaded",
     "PackError",
+    "Peer",
     "PeerLost",
+    "PeerStatus",
     "PortTaken",
     "ProtocolError",
     "Question",
@@ -88,6 +91,7 @@ __all__ = [
     "Unreachable",
     "WorkerLost",
     "current_coro",
+    "current_mesh",
     "discoro_server",
     "join",
     "run",

@@ -39,6 +39,8 @@ class Dialler(Protocol):
     @property
     def me(self) -> Greeting: ...
     def meet(self, birth: int, addresses: Sequence[str]) -> Link | None: ...
+    def heard_of(self, birth: int, addresses: Sequence[str]) -> None: ...
+    async def wanted(self, birth: int) -> None: ...
     def linked(self, birth: int) -> bool: ...
     async def inquire(self, address: str, timeout: float) -> Greeting: ...
     async def link_ended(self, birth: int) -> None: ...
@@ -79,8 +81,9 @@ class Finding:
         pause = AGAIN_FIRST
         while True:
             try:
-                greeting, answered = await self._inquire(address)
+                greeting, answered = await self.inquire(address)
                 self._unusable.pop(address, None)
+                await self._dialler.wanted(greeting.birth)
                 self._dialler.meet(greeting.birth, [answered, *greeting.addresses])
                 pause = AGAIN_FIRST
                 await self._dialler.link_ended(greeting.birth)
@@ -90,15 +93,22 @@ class Finding:
             await asyncio.sleep(pause)
             pause = min(2 * pause, AGAIN_MOST)
 
-    async def _inquire(self, address: str) -> tuple[Greeting, str]:
-        """Who answers first at the addresses that a host name stands for, and where; the last one's error if nobody does."""
+    async def inquire(self, address: str) -> tuple[Greeting, str]:
+        """Who answers first at the addresses that a host name stands for, and where.
+
+        Raises Unreachable, Refused, TimeoutError after INQUIRE_TIMEOUT; of several addresses, the last one's kind.
+        """
         *others, last = await resolved(address)
+        said = []
         for each in others:
             try:
                 return await self._dialler.inquire(each, INQUIRE_TIMEOUT), each
             except (DiscoroError, TimeoutError) as error:
-                log.debug("< %s (%s): %s", address, each, error)
-        return await self._dialler.inquire(last, INQUIRE_TIMEOUT), last
+                said.append(f"{each} ({str(error) or 'no answer'})")
+        try:
+            return await self._dialler.inquire(last, INQUIRE_TIMEOUT), last
+        except DiscoroError as error:
+            raise type(error)(", ".join([*said, f"{last} ({error})"])) if said else error from None
 
     def told(self, nodes: Any) -> None:
         """A peer tells of nodes; ProtocolError where these are none."""
@@ -107,7 +117,7 @@ class Finding:
         for each in nodes:
             match each:
                 case [int(birth), list(addresses)] if 0 < birth <= MAX_U64 and all(map(_is_text, addresses)):
-                    self._dialler.meet(birth, addresses)
+                    self._dialler.heard_of(birth, addresses)
                 case _:
                     raise ProtocolError("meet with something that is no node")
 
@@ -138,7 +148,7 @@ class Finding:
             where = advert.addresses[0] if advert.addresses else "no address"
             self.not_usable(f"{advert.name} ({where})", why)
         else:
-            self._dialler.meet(birth, advert.addresses)
+            self._dialler.heard_of(birth, advert.addresses)
 
     def _unfit(self, advert: Advert) -> str:
         """Why a node that was heard of is not dialled; "" where it may be."""

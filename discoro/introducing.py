@@ -248,6 +248,8 @@ class Introducing:
         birth, addresses = _birth(incoming.arguments.get("birth")), _addresses(incoming.arguments.get("addresses"))
         if birth == self._around.me.birth:
             raise ProtocolError("reach of the process itself")
+        if self._peers.ignore_new and self._peers.get(birth) is None:
+            raise Unreachable(f"{called(self._around.me)} meets nobody new: its ignore_peers is on")
         try:
             async with asyncio.timeout(_within(incoming.arguments.get("within"))):
                 await self._linked(birth, addresses)

@@ -39,7 +39,8 @@ from discoro.names import SETTLE, Names
 from discoro.options import MeshOptions, Place
 from discoro.outcomes import EXCEPTION, LINKED, PARENT, TERMINATED, UNKNOWN, Outcome
 from discoro.peers import Peers
-from discoro.references import CoroRef, current_host
+from discoro.presence import Peer, Presence
+from discoro.references import CoroRef, Handle, current_host
 from discoro.requests import Answer, Incoming, Requests
 from discoro.watchdog import debugging, watch
 
@@ -133,8 +134,11 @@ class Mesh:
         self._names = Names(self, options.discover_timeout, settle=0.0 if options.local else SETTLE)
         self._exits = Exits(self.me.birth, self)
         self._answers = Answers(self, self._exits, self.handlers)
-        if self._place.role != "worker":
-            await self._find()
+        is_worker = self._place.role == "worker"
+        found = Finding(self, self.interfaces, options.mdns and not options.local and not is_worker, self.security.open)
+        self._presence = Presence(self, self._peers, found)
+        if not is_worker:
+            await self._find(found)
 
     def _greeting(self) -> Greeting:
         birth = secrets.randbits(63) + 1
@@ -152,10 +156,9 @@ class Mesh:
             return [f"{self.options.ext_ip_addr}:{bound[0].rpartition(':')[2]}", *bound]
         return bound
 
-    async def _find(self) -> None:
+    async def _find(self, finding: Finding) -> None:
         """Begin to look for others, in every way the options allow."""
-        options = self.options
-        self.finding = Finding(self, self.interfaces, options.mdns and not options.local, self.security.open)
+        options, self.finding = self.options, finding
         self._resources.push_async_callback(self.finding.close)
         if options.local:
             key = self.security.handed_down()
@@ -230,6 +233,14 @@ class Mesh:
             return self._peers.link(birth, list(dict.fromkeys(addresses))[: messages.MAX_ADDRESSES])
         return None
 
+    def heard_of(self, birth: int, addresses: Sequence[str]) -> None:
+        """Meet a process that somebody told of, unless it is to be left alone."""
+        self._presence.heard_of(birth, addresses)
+
+    async def wanted(self, birth: int) -> None:
+        """Until that process may be dialled; at once unless it was closed here."""
+        await self._presence.wanted(birth)
+
     def linked(self, birth: int) -> bool:
         return self._peers.get(birth) is not None
 
@@ -280,6 +291,60 @@ class Mesh:
         ]
         return "\n".join(lines)
 
+    def peers(self) -> list[Peer]:
+        """The processes that this one is linked with, in the order they came, workers too. Not used with yield."""
+        return self._presence.peers()
+
+    async def peer(self, address: str, timeout: float | None = None) -> Peer:
+        """Link with the process at an address, "host" or "host:port", and keep the link: it is dialled again when it is lost.
+
+        Returns once linked, at the latest after `timeout` seconds. `close_peer` ends it. Raises Unreachable where nobody
+        answers (in 3 s), Refused where it has another key, cluster or version, or is this process; Timeout; ConfigError for
+        what is no address. Then nothing is kept.
+        """
+        return await self._presence.peer(address, timeout)
+
+    async def peer_status(self, coro: Handle | None, watch: bool = True) -> int:
+        """Have a coroutine of this process receive a PeerStatus for each peer, and then for each that comes or goes. Returns 0.
+
+        Each is told once, in order, to any number of coroutines, past a full mailbox too; only one with 20,000 messages
+        waiting is told no more, which the log says. `watch=False` ends it for the coroutine, None instead of a coroutine for
+        all. Raises TypeError for a function, ConfigError for a coroutine of another process, NoSuchCoro.
+        """
+        return self._presence.watch(coro, watch)
+
+    async def close_peer(self, peer: Peer) -> int:
+        """End the link with that process, in order: what was sent is given 0.75 s to arrive. Returns 0, also without a link.
+
+        What waits for its coroutines, and whoever uses a reference to one, gets PeerLost; it sees this process go offline. It
+        is not dialled from here any more until `peer` or `discover_peers` is called; it may itself link again. Raises
+        TypeError for what is no Peer, ConfigError for this process itself.
+        """
+        return await self._presence.close_peer(peer)
+
+    async def locate_peer(self, name: str, timeout: float | None = None) -> Peer:
+        """The peer of that name, a node before others. Waits until one is linked, at most `timeout` seconds.
+
+        It does not find this process itself. Raises Timeout.
+        """
+        return await self._presence.locate_peer(name, timeout)
+
+    def discover_peers(self) -> None:
+        """Ask the network again, and meet those too that were closed or ignored. Not used with yield."""
+        self.in_loop(self._presence.discover_peers)
+
+    @property
+    def ignore_peers(self) -> bool:
+        """Whether nobody new is met: who is found or told of is not dialled, who greets is refused. Links there are stay.
+
+        What is named here is dialled all the same: by `peer`, by the option `peers`, by use of a reference.
+        """
+        return self._presence.ignore_peers
+
+    @ignore_peers.setter
+    def ignore_peers(self, flag: bool) -> None:
+        self.in_loop(self._presence.set_ignore_peers, flag)
+
     # -------------------------------------------------------------- what Peers tells
 
     def opened(self, link: Link) -> None:
@@ -288,6 +353,7 @@ class Mesh:
         log.info("= linked with %s %s/%d", peer.role, peer.name, peer.pid)
         self._dead.pop(peer.birth, None)
         self._introducing.settled(peer.birth)
+        self._presence.opened(link)
         link.awaits_word = peer.role == "worker" and peer.node in (self.me.node, *(node.node for node in self.nodes()))
         if peer.role != "worker":
             self.spawn(self._tell_new(peer))
@@ -312,6 +378,7 @@ class Mesh:
         who = self._name_of(link)
         error = self._dead.get(link.birth) or (PeerLost if link.opened else Unreachable)(f"{who}: {link.lost_because}")
         self._say_lost(link, who, error)
+        self._presence.ended(link)
         if link.certain:
             self._bury(link.birth, error)
         self._requests.fail(link.birth, error)
@@ -467,7 +534,7 @@ class Mesh:
         self._peers.post(link, Message(to.id, body), lane)
 
     def _link(self, to: CoroRef) -> Link:
-        gone = self._dead.get(to.birth)
+        gone = self._dead.get(to.birth) or self._presence.how_closed(to.birth)
         if gone is not None:
             raise type(gone)(str(gone))  # a new one each time: one that is raised again keeps every sender's frames
         link = self._peers.get(to.birth)
@@ -624,6 +691,7 @@ class Mesh:
     def leave(self, coro: Coro, outcome: Outcome) -> None:
         number = coro.ref.id
         del self._coros[number]
+        self._presence.unwatch(coro)
         parent = self._coros.get(coro.parent)
         if parent is not None:
             parent.child_ended(coro.ref)

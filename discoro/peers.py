@@ -53,6 +53,7 @@ class Peers:
         self, me: Greeting, security: Security, owner: Owner, *, connect_timeout: float = 5.0, peer_timeout: float = 15.0
     ) -> None:
         self.me = me
+        self.ignore_new = False  # greetings of processes without a link are refused
         self.wire: Wire
         self._security = security
         self._owner = owner
@@ -143,7 +144,13 @@ class Peers:
 
     def close(self, reason: str) -> None:
         """End every link in order."""
-        for link in list(self._links.values()):
+        for birth in list(self._links):
+            self.part(birth, reason)
+
+    def part(self, birth: int, reason: str) -> None:
+        """End the link with that process in order, where there is one."""
+        link = self._links.get(birth)
+        if link is not None:
             link.close(reason)
             self._settle(link)
 
@@ -242,6 +249,8 @@ class Peers:
         no = refusal(self.me, theirs)
         if theirs.birth == self.me.birth:
             no = "stale", "that address is this process's own"
+        elif self.ignore_new and theirs.birth not in self._links:
+            no = no or ("ignored", f"{self.me.name}/{self.me.pid} meets nobody new: its ignore_peers is on")
         if no:
             return self._refuse(connection, *no)
         if theirs.session == 0:
@@ -283,7 +292,8 @@ class Peers:
 
     def _refuse(self, connection: int, code: str, text: str) -> None:
         """Told to whoever greets; in our own log it is a warning only where somebody means to belong to us."""
-        level = logging.INFO if code in ("cluster", "stale") else logging.WARNING  # other clusters may share the network
+        quiet = code in ("cluster", "stale", "ignored")  # other clusters may share the network
+        level = logging.INFO if quiet else logging.WARNING
         log.log(level, "! refused a greeting: %s", text)
         self._dismiss(connection, messages.encode_refused(code, text))
 

@@ -1,4 +1,4 @@
-"""A program's own door to the mesh: `run` for a script, `servers` for who uses all of them, `join`."""
+"""A program's own door to the mesh: `run` for a script, `servers` for who uses all of them, `join`, `current_mesh`."""
 
 from __future__ import annotations
 
@@ -34,14 +34,19 @@ def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:
         raise KeyboardInterrupt from None
 
 
+def current_mesh() -> Mesh:
+    """The mesh that this code runs in: of `discoro.run`, of `async with discoro.Mesh()`, of a worker. NoMesh outside of one."""
+    host = host_here()
+    assert isinstance(host, Mesh)
+    return host
+
+
 async def servers(name: str = "discoro_server", timeout: float | None = None) -> list[CoroRef]:
     """The references of every `discoro_server` on the mesh, free ones first; used with yield or await.
 
     Looks until no further node turns up, at most `timeout` seconds (default: `discover_timeout` of the mesh). Raises NoNodes.
     """
-    host = host_here()
-    assert isinstance(host, Mesh)
-    return await host.servers(name, timeout)
+    return await current_mesh().servers(name, timeout)
 
 
 async def join(timeout: float | None = None) -> int:
@@ -50,9 +55,7 @@ async def join(timeout: float | None = None) -> int:
     Daemons (`Coro.set_daemon`), servers, channels and queues are not waited for. Returns 0. Raises Timeout, which names those
     that still run.
     """
-    host = host_here()
-    assert isinstance(host, Mesh)
-    return await host.join(timeout)
+    return await current_mesh().join(timeout)
 
 
 def _loop_runs() -> bool:

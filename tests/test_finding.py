@@ -31,6 +31,10 @@ class Dialler:
     def meet(self, birth: int, addresses: Sequence[str]) -> None:
         self.met.append((birth, list(addresses)))
 
+    heard_of = meet
+
+    async def wanted(self, birth: int) -> None: ...
+
     def linked(self, birth: int) -> bool:
         return birth in [met for met, _ in self.met]
 
