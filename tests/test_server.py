@@ -5,7 +5,6 @@ one's own.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import sys
