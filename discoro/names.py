@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from discoro.coro import Coro
@@ -55,6 +55,7 @@ class Names:
         self._here: dict[str, list[Coro]] = {}
         self._foreign: dict[int, dict[str, CoroRef]] = {}  # by the birth of the process that registered
         self.node_came: asyncio.Event = asyncio.Event()  # set, and replaced, whenever a node is linked
+        self._news: asyncio.Event = asyncio.Event()  # the same, and whenever a name is registered here: locate looks again
 
     # -------------------------------------------------------------- registering
 
@@ -69,6 +70,7 @@ class Names:
             if holders and not shared:
                 raise NameTaken(f"{name!r} is the name of {holders[0]} in this process: unregister it, or choose another")
             holders.append(coro)
+            self._say_news()
         await self._tell("register", [(name, coro.ref)])
         return 0
 
@@ -109,12 +111,17 @@ class Names:
         """A node is known now: tell it our names, and wake who waits for nodes."""
         came, self.node_came = self.node_came, asyncio.Event()
         came.set()
+        self._say_news()
         if self._neighbours.me.role == "node":
             return
         for name, holders in list(self._here.items()):
             for coro in holders:
                 arguments = {"name": name, "ref": coro.ref.to_plain()}
                 await self._neighbours.ask(birth, "register", arguments, ANSWER_TIMEOUT)
+
+    def _say_news(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
 
     # -------------------------------------------------------------- what others ask
 
@@ -125,6 +132,7 @@ class Names:
         if sum(map(len, self._foreign.values())) >= MAX_FOREIGN:
             raise ProtocolError(f"{MAX_FOREIGN} names are registered here, and no more are taken")
         self._foreign.setdefault(peer.birth, {})[name] = ref
+        self._say_news()
         return 0
 
     def on_unregister(self, peer: Greeting, arguments: dict[str, Any]) -> int:
@@ -189,11 +197,14 @@ class Names:
         return [each.ref for each in sorted(found, key=lambda found: (found.load, found.ref.name, found.ref.id))]
 
     async def _locate(self, name: str, location: str | None) -> CoroRef:
-        if location is None and name in self._here:
-            return self._here[name][0].ref
+        def here() -> bool:
+            return location is None and name in self._here
+
         pause, said, loop = ASK_AGAIN_FIRST, asyncio.get_running_loop().time(), asyncio.get_running_loop()
-        if not await self._some_node(self._discover_timeout):
+        if not here() and not await self._some_node(self._discover_timeout, unless=here):
             raise NoNodes(self._neighbours.why_no_nodes())
+        if here():
+            return self._here[name][0].ref
         while not (found := await self._ask_all(name, location)):
             if loop.time() - said >= SAY_AGAIN:
                 said = loop.time()
@@ -223,13 +234,13 @@ class Names:
                         found[each.ref] = each
         return list(found.values())
 
-    async def _some_node(self, timeout: float) -> bool:
-        """Whether a node is linked, at the latest after `timeout` seconds."""
+    async def _some_node(self, timeout: float, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Whether a node is linked, or none is needed, at the latest after `timeout` seconds."""
         loop = asyncio.get_running_loop()
         saying = loop.call_later(SAY_LOOKING, log.warning, "= no node yet: looking for %g s in all", timeout)
         try:
             async with asyncio.timeout(timeout):
-                while not self._neighbours.nodes():
+                while not self._neighbours.nodes() and not unless():
                     self._neighbours.look_again()
                     await self._pause(ASK_AGAIN_MOST)
         except TimeoutError:
@@ -239,10 +250,10 @@ class Names:
         return True
 
     async def _pause(self, seconds: float) -> None:
-        """For some time, or until another node is linked."""
+        """For some time, or until another node is linked or a name is registered here."""
         try:
             async with asyncio.timeout(seconds):
-                await self.node_came.wait()
+                await self._news.wait()
         except TimeoutError:
             pass
 
