@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from discoro.coro import Coro
-from discoro.driving import drive
+from discoro.driving import Driven
 from discoro.errors import CoroEnded, NoMesh, Timeout
 from discoro.mesh import Mesh
 from discoro.watchdog import lines_of
@@ -233,7 +233,7 @@ class _Call:
             async with asyncio.timeout(self._timeout) as limit:
                 made = self._begin()
                 if inspect.isgenerator(made):
-                    made = drive(made)
+                    made = Driven(made)
                 return await made if inspect.isawaitable(made) else made
         except TimeoutError as error:
             if not limit.expired():

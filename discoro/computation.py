@@ -37,14 +37,13 @@ from discoro.errors import (
 from discoro.files import MAX_FILES, Shipped, measure, read_chunk
 from discoro.mesh import Mesh
 from discoro.messages import Part
-from discoro.references import CoroRef, Handle
+from discoro.references import CoroRef, Handle, Running
 
 PING_TIMEOUT = 5.0  # seconds; a node answers in milliseconds however busy its workers are
 CLOSE_TIMEOUT = 10.0  # seconds that running coroutines get to end
 GIVE_UP_TIMEOUT = 1.0  # seconds that a worker whose setup was given up gets to answer, before it is killed
 CLOSE_GRACE = 10.0  # seconds on top that the node gets to kill a worker and answer
 NAME_LETTERS = 100  # of a function's name, which is for people
-REMEMBERED = 1024  # runs at a server after which those that ended are forgotten
 _LEFT_OUT = {"__pycache__", ".git", ".hg", ".venv", "venv", "node_modules"}
 
 
@@ -69,7 +68,7 @@ class Computation:
         self._cleanup = cleanup
         self._id = secrets.token_hex(16)
         self._workers: dict[CoroRef, CoroRef] = {}  # server -> the discoro_server of the worker behind it
-        self._runs: dict[CoroRef, list[CoroRef]] = {}  # server -> what was created there and may still run
+        self._runs: dict[CoroRef, Running] = {}  # server -> what was created there and may still run
 
     def __repr__(self) -> str:
         return f"<Computation {self.name} open at {len(self._workers)} servers>"
@@ -118,7 +117,7 @@ class Computation:
             answer = await mesh.request(worker, "run", self._arguments(), body)
         ref = CoroRef.from_plain(answer.value)
         mesh.expect(ref)
-        self._remember(mesh, server, ref)
+        self._runs.setdefault(server, Running(mesh.still_runs)).add(ref)
         return ref
 
     async def ping(self, peer: Handle, timeout: float = PING_TIMEOUT) -> int:
@@ -151,7 +150,7 @@ class Computation:
         call = _packed_call(func, args, kwargs)
         self._worker(server)
         del self._workers[server]
-        running = [ref for ref in self._runs.pop(server, ()) if mesh.still_runs(ref)]
+        running = self._runs.pop(server, Running(mesh.still_runs)).refs()
         arguments = self._arguments(timeout=close_timeout)
         try:
             with _named_loss(self.name, server):
@@ -188,12 +187,6 @@ class Computation:
             mesh.ask_later(server, "close", self._arguments(timeout=GIVE_UP_TIMEOUT))
             raise
         return CoroRef.from_plain(answer.value["worker"])
-
-    def _remember(self, mesh: Mesh, server: CoroRef, ref: CoroRef) -> None:
-        runs = self._runs.setdefault(server, [])
-        runs.append(ref)
-        if len(runs) % REMEMBERED == 0:
-            runs[:] = [each for each in runs if mesh.still_runs(each)]
 
 
 def _mesh() -> Mesh:

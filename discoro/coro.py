@@ -19,13 +19,12 @@ from discoro.driving import Exited, Steered, Swap, TimeLimit, check_coroutine, e
 from discoro.errors import CoroEnded, NoMesh, Overloaded, PackError, SwapRefused
 from discoro.mailbox import Mailbox, Question
 from discoro.outcomes import EXCEPTION, NORMAL, TERMINATED, ExitNotice, Outcome
-from discoro.references import CoroRef, Handle, Reach, current_host, reach_here
+from discoro.references import CoroRef, Handle, Reach, Running, current_host, reach_here
 from discoro.requests import Service
 
 log = logging.getLogger("discoro.coro")
 
 READY_RECEIVES = 256  # receives that never wait starve everything else of the loop, acknowledgements first
-KEPT_CHILDREN = 1000  # references of children after which those that ended are looked for
 
 
 class Host(Reach, Protocol):
@@ -73,7 +72,7 @@ class Coro(Handle):
     """
 
     __slots__ = (
-        *("__weakref__", "_children", "_ending", "_host", "_pauses", "_ready", "_ref", "_steered", "_task"),
+        *("__weakref__", "_children", "_ending", "_host", "_outcome", "_pauses", "_ready", "_ref", "_steered", "_task"),
         *("daemon", "held", "load", "mailbox", "name", "namespace", "observed", "parent", "service"),
     )
 
@@ -118,11 +117,12 @@ class Coro(Handle):
         self.load = 0  # how busy: what locate weighs
         self.daemon = False
         self.parent = 0  # the id of the coroutine that created it
-        self._children: dict[CoroRef, None] | None = None
+        self._children: Running | None = None
         self._pauses: list[asyncio.Future[Any]] | None = None
         self._host = host
         self._ready = 0
         self._ending: tuple[str, str] | None = None  # the reason, and why in words
+        self._outcome: Outcome | None = None
         self._ref = host.enter(self)
         if creator is not None:
             self.parent = creator.ref.id
@@ -131,8 +131,10 @@ class Coro(Handle):
         context = contextvars.copy_context()
         context.run(current_host.set, host)
         context.run(_current_coro.set, self)
-        self._task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(self._steered, context=context)
-        self._task.add_done_callback(self._ended)
+        loop = asyncio.get_running_loop()
+        # None once it ended: the task has the context, that has this coroutine, and nothing frees a ring of them at once
+        self._task: asyncio.Task[Any] | None = loop.create_task(self._steered, name=self.name, context=context)
+        self._task.add_done_callback(_ended, context=context)
 
     def _with_coro(self, function: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**kwargs, "coro": self} if "coro" not in kwargs and wants_coro(function) else kwargs
@@ -143,7 +145,7 @@ class Coro(Handle):
         return self._ref
 
     def __repr__(self) -> str:
-        state = "ended" if self._task.done() else "running"
+        state = "ended" if self.done else "running"
         return f"<Coro {self._ref} {self.name} {state} mailbox={len(self.mailbox)}>"
 
     def __str__(self) -> str:
@@ -167,11 +169,22 @@ class Coro(Handle):
         mailbox = self.mailbox
         if mailbox.asked is not None:
             mailbox.go_on("received its next message without a reply to this one: coro.reply(value), or keep coro.question")
+        until = None
         while not mailbox:
-            if timeout is not None and timeout <= 0:
-                return alarm_value
-            if not await self._wait(timeout):
-                return alarm_value
+            if timeout is not None:
+                if until is None:
+                    until = asyncio.get_running_loop().time() + timeout
+                if asyncio.get_running_loop().time() >= until:
+                    return alarm_value
+            wake, alarm = self._waits(until)
+            try:
+                await wake
+            finally:
+                mailbox.wake = None
+                if alarm is not None:
+                    alarm.cancel()
+            if self._steered.swap is not None:
+                self._steered.offer_swap()
         self._ready += 1
         if self._ready >= READY_RECEIVES:
             self._ready = 0
@@ -189,24 +202,13 @@ class Coro(Handle):
         where = f"{here.name} ({here})" if here is not None else "code outside of any coroutine"
         return f"{where} tried to receive the messages of {self.name} ({self}): only that one can; have it send them on"
 
-    async def _wait(self, timeout: float | None) -> bool:
-        """Until the mailbox has something or the time is over; whether it has. The future only wakes: a message that it carried
-        would be lost with a cancellation in the same turn."""
+    def _waits(self, until: float | None) -> tuple[asyncio.Future[None], asyncio.TimerHandle | None]:
+        """What the next message wakes, and the alarm that wakes it at that time; no coroutine, which would keep a frame."""
         if self.mailbox.wake is not None:
             raise RuntimeError(f"{self.name} ({self}) already waits in another receive: only one at a time can be woken")
-        loop = asyncio.get_running_loop()
         self._ready = 0
-        wake = self.mailbox.wake = loop.create_future()
-        alarm = loop.call_later(timeout, _wake, wake) if timeout is not None else None
-        try:
-            await wake
-        finally:
-            self.mailbox.wake = None
-            if alarm:
-                alarm.cancel()
-        if self._steered.swap is not None:
-            self._steered.offer_swap()
-        return bool(self.mailbox)
+        wake = self.mailbox.waits()
+        return wake, asyncio.get_running_loop().call_at(until, _wake, wake) if until is not None else None
 
     def reply(self, value: object = None) -> int:
         """Answer the message received last, where it was sent by `ask`; not used with yield.
@@ -297,8 +299,7 @@ class Coro(Handle):
 
     def children(self) -> list[CoroRef]:
         """References of the coroutines that it created or adopted, here or elsewhere, and that run as far as is known here."""
-        self._children = {ref: None for ref in self._children or () if self._host.still_runs(ref)}
-        return list(self._children)
+        return self._children.refs() if self._children is not None else []
 
     async def register(self, name: str | None = None) -> int:
         """Be found by `Coro.locate` under `name` (default: its own). Returns 0 once the known nodes confirmed.
@@ -335,7 +336,7 @@ class Coro(Handle):
 
     def stop(self, reason: str, why: str = "") -> None:
         """Begin to end it, for `reason`, in words `why`: CancelledError is raised where it waits."""
-        if not self._task.done():
+        if self._task is not None and not self._task.done():
             self._ending = self._ending or (reason, why)
             self._steered.forget_raised()
             self._task.cancel(reason)
@@ -350,7 +351,7 @@ class Coro(Handle):
 
     def throw_here(self, error: BaseException) -> None:
         """Raise an exception where it waits."""
-        if not self._task.done() and self._ending is None:
+        if self._task is not None and not self._task.done() and self._ending is None:
             self._steered.raise_later(error)
             self._task.cancel()
 
@@ -370,15 +371,13 @@ class Coro(Handle):
     def created(self, ref: CoroRef) -> None:
         """It created or adopted a coroutine."""
         if self._children is None:
-            self._children = {}
-        self._children[ref] = None
-        if len(self._children) % KEPT_CHILDREN == 0:
-            self.children()  # forgets those that ended elsewhere
+            self._children = Running(self._host.still_runs)
+        self._children.add(ref)
 
     def child_ended(self, ref: CoroRef) -> None:
         """A child of this process ended."""
         if self._children is not None:
-            self._children.pop(ref, None)
+            self._children.discard(ref)
 
     def notify(self, observed: CoroRef, outcome: Outcome) -> None:
         """Put the ExitNotice of a coroutine that this one monitors into the mailbox; never refused, however full it is."""
@@ -388,16 +387,18 @@ class Coro(Handle):
     async def result_here(self) -> Any:
         """Wait until it ends; its value as the very object, or what it raised."""
         self.observed = True
-        await asyncio.wait([self._task])
-        return self._outcome(self._task).get()
+        await self.stopped()
+        assert self._outcome is not None
+        return self._outcome.get()
 
     async def stopped(self) -> None:
-        """Wait until it ended, however it did."""
-        await asyncio.wait([self._task])
+        """Wait until it ended, however it did, and whoever is to be told was told."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
 
     @property
     def done(self) -> bool:
-        return self._task.done()
+        return self._task is None or self._task.done()
 
     def runs_as(self, task: asyncio.Task[Any]) -> bool:
         """Whether that task is this coroutine."""
@@ -407,20 +408,25 @@ class Coro(Handle):
         """Put a message into the mailbox. Overloaded where an object of this process finds it full."""
         if packed:
             self.mailbox.put_packed(message, question)  # type: ignore[arg-type]
-        elif self.mailbox.full:
-            raise Overloaded(f"the mailbox of {self} has {len(self.mailbox)} messages and takes no more: use deliver, or wait")
-        elif type(message) is CoroutineType:  # which could not go to another process either
+            return
+        self.check_room()
+        if type(message) is CoroutineType:  # which could not go to another process either
             raise PackError(f"message: {not_awaited(message)}; did you forget yield or await?")
-        else:
-            self.mailbox.put(message, question)
+        self.mailbox.put(message, question)
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        outcome = self._outcome(task)
+    def check_room(self) -> None:
+        """Raise Overloaded where the mailbox is full."""
+        if self.mailbox.full:
+            raise Overloaded(f"the mailbox of {self} has {len(self.mailbox)} messages and takes no more: use deliver, or wait")
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._outcome = outcome = self._judge(task)
         self._steered.ended()
         self.mailbox.close(f"ended before it replied ({outcome.text or outcome.reason})")
         self._host.leave(self, outcome)
+        self._task = None
 
-    def _outcome(self, task: asyncio.Task[Any]) -> Outcome:
+    def _judge(self, task: asyncio.Task[Any]) -> Outcome:
         error: BaseException | None = None if task.cancelled() else task.exception()
         if isinstance(error, Exited):  # raised where somebody asks for the result, it would end that program
             error = CoroEnded(f"{self.name} ({self}) ended itself with {error.__cause__!r}")
@@ -440,6 +446,11 @@ class Coro(Handle):
 
 def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {payload.error_text(error)}"
+
+
+def _ended(task: asyncio.Task[Any]) -> None:
+    """The task of a coroutine is over; called in that coroutine's context, so that not each needs a callback of its own."""
+    current_coro()._end(task)
 
 
 def _wake(future: asyncio.Future[Any], value: object = None) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable
 from typing import Any, Protocol
 
 from discoro.coro import Coro, sender
-from discoro.errors import DiscoroError, NoSuchCoro, PeerLost, Timeout, Unreachable, WorkerLost
+from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, Timeout, Unreachable, WorkerLost
 from discoro.link import Link
 from discoro.messages import MAX_TEXT, MIB, Exit
 from discoro.outcomes import EXCEPTION, LINKED, NORMAL, PARENT, PEER_LOST, UNKNOWN, WORKER_LOST, Outcome
@@ -26,6 +26,7 @@ log = logging.getLogger("discoro.exits")
 
 KEPT_OUTCOMES = 10_000  # ended coroutines whose outcome can still be asked for
 KEPT_BYTES = 16 * MIB  # and what their packed values may hold
+MAX_SUBSCRIPTIONS = 1000  # channels that one coroutine subscribes to: each is told when it ends
 
 UNHEARD_AFTER = 2.0  # seconds that a program has to ask how a coroutine of its own failed, before the log says it
 
@@ -38,6 +39,8 @@ class Around(Protocol):
     def runs(self, coro_id: int) -> bool: ...
     def post_exit(self, link: Link, operation: Exit) -> None: ...
     def request(self, to: CoroRef, verb: str, arguments: dict[str, Any]) -> Awaitable[Answer]: ...
+    def ask_later(self, to: CoroRef, verb: str, arguments: dict[str, Any]) -> None: ...
+    def linked(self, birth: int) -> bool: ...
 
 
 class Exits:
@@ -52,24 +55,35 @@ class Exits:
         self._monitors: dict[Key, list[tuple[Coro, CoroRef]]] = {}
         self._followers: dict[Key, list[tuple[Coro, CoroRef, str]]] = {}  # who ends with that one: linked, or its child
         self._observed: dict[int, set[Key]] = {}  # what each coroutine of ours monitors or follows, forgotten with it
+        self._subscriptions: dict[int, dict[CoroRef, None]] = {}  # channels that each coroutine of ours subscribes to
         self._deferred: dict[tuple[Key, int], tuple[Coro, CoroRef, Outcome] | None] = {}  # notices that wait, by monitor's id
         self._unheard: dict[Key, tuple[str, Outcome]] = {}  # exceptions elsewhere that nobody asked about yet, and where
         self._subscribed: set[Key] = set()  # coroutines elsewhere whose end will be told to us
         self._nobody: OrderedDict[Key, None] = OrderedDict()  # coroutines elsewhere that messages of ours did not find
         self._told_nobody: OrderedDict[Key, None] = OrderedDict()  # who was told so by us, of which coroutine
-        self._watchers: dict[int, dict[Link, None]] = {}  # links to be told when a coroutine of ours ends
+        self._watchers: dict[int, tuple[Link, ...]] = {}  # links to be told when a coroutine of ours ends
+        self._alone: dict[Link, tuple[Link]] = {}  # each by itself: one tuple serves all the coroutines that only it watches
 
     # -------------------------------------------------------------- coroutines of this process
 
     def watched_by(self, coro_id: int, link: Link) -> None:
         """That peer is told when the coroutine ends."""
-        self._watchers.setdefault(coro_id, {})[link] = None
+        links = self._watchers.get(coro_id, ())
+        if link not in links:
+            self._watchers[coro_id] = (*links, link) if links else self._alone.setdefault(link, (link,))
+
+    def _unwatch(self, coro_id: int, link: Link) -> None:
+        links = tuple(each for each in self._watchers[coro_id] if each is not link)
+        if links:
+            self._watchers[coro_id] = links
+        else:
+            del self._watchers[coro_id]
 
     def is_awaited(self, coro_id: int) -> bool:
         """Whether anybody will learn how it ended."""
         key = (self._birth, coro_id)
         tables = (self._waiters, self._monitors, self._followers)
-        return bool(self._watchers.get(coro_id)) or any(key in table for table in tables)
+        return coro_id in self._watchers or any(key in table for table in tables)
 
     def ended(self, coro: Coro, outcome: Outcome) -> None:
         """A coroutine of this process ended."""
@@ -77,8 +91,11 @@ class Exits:
             for table in (self._monitors, self._followers):
                 for entry in [each for each in table.get(key, ()) if each[0] is coro]:
                     _discard(table, key, entry)
+        for channel in self._subscriptions.pop(coro.ref.id, ()):
+            if self._around.linked(channel.birth):
+                self._around.ask_later(channel, "unsubscribe", {"subscriber": coro.ref.to_plain()})
         key = (self._birth, coro.ref.id)
-        watchers = self._watchers.pop(coro.ref.id, {})
+        watchers = self._watchers.pop(coro.ref.id, ())
         self.settle(key, outcome, keep=not watchers)  # who waits here gets the very object, which need not travel
         if watchers:
             body, reason, text = outcome.packed()
@@ -141,6 +158,32 @@ class Exits:
             raise
         return 0
 
+    async def subscribed(self, coro: Coro, channel: CoroRef) -> None:
+        """A coroutine of ours subscribes to that channel: whichever of both ends first, the other is told."""
+        self.note_subscription(coro.ref.id, channel)
+        try:
+            await self.monitor(coro, channel)
+        except BaseException:
+            self.note_subscription(coro.ref.id, channel, False)
+            raise
+
+    def unsubscribed(self, coro: Coro, channel: CoroRef) -> None:
+        """Undo `subscribed`: no notice comes of that channel any more."""
+        self.note_subscription(coro.ref.id, channel, False)
+        _discard(self._monitors, (channel.birth, channel.id), (coro, channel))
+
+    def note_subscription(self, coro_id: int, channel: CoroRef, holds: bool = True) -> None:
+        """It subscribes to that channel, which is told when it ends; or does no longer."""
+        noted = self._subscriptions.get(coro_id, {})
+        if holds:
+            if len(noted) >= MAX_SUBSCRIPTIONS:
+                raise Overloaded(f"coroutine {coro_id} subscribes to {MAX_SUBSCRIPTIONS} channels, and to no more")
+            self._subscriptions.setdefault(coro_id, {})[channel] = None
+            return
+        noted.pop(channel, None)
+        if not noted:
+            self._subscriptions.pop(coro_id, None)
+
     async def follow(self, follower: Coro, leader: CoroRef, how: str) -> None:
         """End `follower` when `leader` ends: LINKED, unless that returns; or PARENT, in any case."""
         self.follow_here(follower, leader, how)
@@ -183,6 +226,7 @@ class Exits:
                 waiter.set_result(outcome)
         for observer, observed in self._monitors.pop(key, ()):
             self._observed.get(observer.ref.id, set()).discard(key)
+            self.note_subscription(observer.ref.id, observed, False)
             if (key, observer.ref.id) in self._deferred:
                 self._deferred[key, observer.ref.id] = observer, observed, outcome
             elif not observer.done:
@@ -236,8 +280,9 @@ class Exits:
             self.settle(key, outcome, keep=False)
         for key, to in [each for each in self._deferred if each[0][0] == link.birth]:
             self.release(key, to)
-        for watchers in self._watchers.values():
-            watchers.pop(link, None)
+        for coro_id in [coro_id for coro_id, links in self._watchers.items() if link in links]:
+            self._unwatch(coro_id, link)
+        self._alone.pop(link, None)
 
     # -------------------------------------------------------------- parts
 

@@ -16,6 +16,8 @@ from discoro.errors import NoMesh
 
 Function = Callable[..., Any]
 
+LOOK_AT = 1000  # references kept, after which those of coroutines that ended are looked for
+
 
 class Reach(Protocol):
     """What a reference needs of the mesh around it; `mesh.Mesh` is one."""
@@ -195,3 +197,34 @@ class CoroRef(Handle):
                 if len(addresses) <= 16 and all(isinstance(a, str) for a in addresses):
                     return cls(node, pid, birth, coro, name, tuple(addresses))
         raise ValueError("not a reference")
+
+
+class Running:
+    """References of coroutines, here or elsewhere, without those that have ended as far as `still_runs` knows.
+
+    Nobody tells of the end of one elsewhere: it is looked for whenever their number has doubled.
+    """
+
+    __slots__ = ("_look_at", "_refs", "_still_runs")
+
+    def __init__(self, still_runs: Callable[[CoroRef], bool]) -> None:
+        self._still_runs = still_runs
+        self._refs: dict[CoroRef, None] = {}
+        self._look_at = LOOK_AT
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def add(self, ref: CoroRef) -> None:
+        self._refs[ref] = None
+        if len(self._refs) >= self._look_at:
+            self.refs()
+
+    def discard(self, ref: CoroRef) -> None:
+        self._refs.pop(ref, None)
+
+    def refs(self) -> list[CoroRef]:
+        """Those that run."""
+        self._refs = {ref: None for ref in self._refs if self._still_runs(ref)}
+        self._look_at = max(LOOK_AT, 2 * len(self._refs))
+        return list(self._refs)

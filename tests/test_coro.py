@@ -13,7 +13,7 @@ import pytest
 from discoro import coro as coroutines
 from discoro import messages, payload
 from discoro.coro import Coro, current_coro, host_here
-from discoro.driving import check_coroutine, drive
+from discoro.driving import Driven, check_coroutine
 from discoro.errors import CoroEnded, NoMesh, NotACoroutine, Overloaded, RemoteError, TooLarge
 from discoro.mailbox import MAILBOX_BYTES, MAILBOX_MESSAGES
 from discoro.outcomes import ExitNotice, Outcome
@@ -238,7 +238,7 @@ def test_driving_a_generator_that_is_closed_closes_it() -> None:
             raise
 
     async def body() -> None:
-        driver = drive(generator())
+        driver = Driven(generator())
         operation = driver.send(None)  # a future of the sleep
         driver.close()
         assert closed == [True]
