@@ -6,6 +6,7 @@ This is the front door: the public names, and nothing else.
 __version__ = "0.1.0"  # before the imports: modules below take it from here
 
 from discoro.blocking import BlockingMesh
+from discoro.channels import Channel
 from discoro.computation import Computation
 from discoro.coro import Coro, current_coro
 from discoro.driving import HotSwap
@@ -46,12 +47,15 @@ from discoro.mesh import Mesh
 from discoro.outcomes import ExitNotice
 from discoro.presence import Peer, PeerStatus
 from discoro.program import current_mesh, join, run, servers
+from discoro.queues import Queue
+from discoro.rci import RCI
 from discoro.references import CoroRef
 from discoro.server import discoro_server
 
 __all__ = [
     "BadArguments",
     "BlockingMesh",
+    "Channel",
     "CloseFailed",
     "Computation",
     "ConfigError",
@@ -79,7 +83,9 @@ __all__ = [
     "PortTaken",
     "ProtocolError",
     "Question",
+    "Queue",
     "QueueClosed",
+    "RCI",
     "Refused",
     "RemoteError",
     "SetupFailed",

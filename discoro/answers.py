@@ -53,6 +53,8 @@ class Answers:
             "swap": self._swap,
             "follow": self._follow,
             "unfollow": self._unfollow,
+            "subscribed": self._subscribed,
+            "unsubscribed": self._unsubscribed,
         }
 
     def dispatch(self, incoming: Incoming, link: Link | None) -> None:
@@ -126,16 +128,25 @@ class Answers:
 
     async def _follow(self, incoming: Incoming, coro: Coro, link: Link | None) -> None:
         how = PARENT if incoming.arguments.get("parent") is True else LINKED
-        await self._exits.follow(coro, _leader(incoming), how)
+        await self._exits.follow(coro, ref_in(incoming, "leader"), how)
         incoming.reply(0)
 
     def _unfollow(self, incoming: Incoming, coro: Coro, link: Link | None) -> None:
-        self._exits.unfollow(coro, _leader(incoming))
+        self._exits.unfollow(coro, ref_in(incoming, "leader"))
+        incoming.reply(0)
+
+    async def _subscribed(self, incoming: Incoming, coro: Coro, link: Link | None) -> None:
+        await self._exits.subscribed(coro, ref_in(incoming, "channel"))
+        incoming.reply("coroutine")
+
+    def _unsubscribed(self, incoming: Incoming, coro: Coro, link: Link | None) -> None:
+        self._exits.unsubscribed(coro, ref_in(incoming, "channel"))
         incoming.reply(0)
 
 
-def _leader(incoming: Incoming) -> CoroRef:
+def ref_in(incoming: Incoming, key: str) -> CoroRef:
+    """The reference among the arguments; ProtocolError where there is none."""
     try:
-        return CoroRef.from_plain(incoming.arguments.get("leader"))
+        return CoroRef.from_plain(incoming.arguments.get(key))
     except ValueError:
         raise ProtocolError(f"{incoming.verb} without a reference") from None

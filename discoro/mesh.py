@@ -242,7 +242,8 @@ class Mesh:
         await self._presence.wanted(birth)
 
     def linked(self, birth: int) -> bool:
-        return self._peers.get(birth) is not None
+        """Whether there is a link with that process, or it is this one."""
+        return birth == self.me.birth or self._peers.get(birth) is not None
 
     async def inquire(self, address: str, timeout: float) -> Greeting:
         """Who listens at that address; see Peers.inquire."""
@@ -386,6 +387,9 @@ class Mesh:
         self._exits.link_lost(link, error)
         self.lost_messages += self._holding.link_lost(link, error)
         self._names.peer_lost(link.birth)
+        for coro in self.coros():
+            if coro.service is not None:
+                coro.service.on_peer_lost(link.birth)
         if link.peer is not None:
             for other in self._peers:
                 if link.peer.role == "node" and other.peer is not None and other.peer.node == link.peer.node:
@@ -467,16 +471,16 @@ class Mesh:
         if coro.service is None:
             coro.accept(message)
         else:
-            coro.service.on_message(payload.pack(message))
+            coro.service.on_object(message)
 
     async def deliver(self, to: CoroRef, message: object, timeout: float | None) -> int:
         try:
             async with asyncio.timeout(timeout):
-                await self._wait_for_room(to)
+                await self.wait_for_room(to)
                 if to.birth == self.me.birth and self._here(to).service is None:
                     self._here(to).accept(message)
                     return 1
-                return int((await self.request(to, "deliver", {}, payload.pack(message))).value)
+                return int(checked(await self.request(to, "deliver", {}, payload.pack(message))).value)
         except TimeoutError:
             raise Timeout(f"the message was not in the mailbox of {to} within {timeout:g} s") from None
 
@@ -484,7 +488,7 @@ class Mesh:
         """See Handle.ask."""
         try:
             async with asyncio.timeout(timeout):
-                await self._wait_for_room(to)
+                await self.wait_for_room(to)
                 if to.birth == self.me.birth:
                     return await self._ask_here(self._here(to), message)
                 answer = await self.request(to, "ask", {}, payload.pack(message))
@@ -492,11 +496,7 @@ class Mesh:
             if isinstance(error, Timeout):  # the reply itself
                 raise
             raise Timeout(f"{to} did not reply within {timeout:g} s") from None
-        asker = sender()
-        namespace = asker.namespace if asker is not None else None
-        if answer.value == RAISED:
-            raise payload.unpack_error(answer.body, namespace)
-        return payload.unpack(answer.body, namespace)
+        return payload.unpack(checked(answer).body, namespace_here())
 
     def _ask_here(self, coro: Coro, message: object) -> asyncio.Future[Any]:
         """Ask a coroutine of this process: message and reply are the very objects."""
@@ -521,17 +521,33 @@ class Mesh:
         """The coroutine of this process with that id, while it runs."""
         return self._coros.get(coro_id)
 
-    def _post_message(self, to: CoroRef, body: Sequence[Part]) -> None:
-        lane = _lane()
+    def hand(self, to: CoroRef, body: Sequence[Part], lane: int) -> None:
+        """Send what is packed already, as `send` does, in order with what else goes in that lane.
+
+        Raises Overloaded for a mailbox of this process that is full, too: nobody is told to hold anything back for it.
+        """
+        if to.birth != self.me.birth:
+            self._post_message(to, body, lane)
+            return
+        coro = self._here(to)
+        coro.check_room()
+        self.put(None, coro, body)
+
+    def _post_message(self, to: CoroRef, body: Sequence[Part], lane: int | None = None) -> None:
+        lane = _lane() if lane is None else lane
         if self._holding.take(to, body, lane):
             return
         ended = self._exits.knows_ended(to)
         if ended:
             raise NoSuchCoro(f"{to} has ended ({ended})")
+        self.check_queue(to)
+        self._peers.post(self._link(to), Message(to.id, body), lane)
+
+    def check_queue(self, to: CoroRef) -> None:
+        """Raise Overloaded where too much waits already to be sent to that process."""
         link = self._link(to)
         if not link.has_room():
             raise Overloaded(f"{link.outbox.waiting} wait to be sent to {to}, and no more are queued: deliver waits for room")
-        self._peers.post(link, Message(to.id, body), lane)
 
     def _link(self, to: CoroRef) -> Link:
         gone = self._dead.get(to.birth) or self._presence.how_closed(to.birth)
@@ -580,7 +596,8 @@ class Mesh:
         for operation, lane in self._holding.opened(key):
             self._peers.post(link, operation, lane)
 
-    async def _wait_for_room(self, to: CoroRef) -> None:
+    async def wait_for_room(self, to: CoroRef) -> None:
+        """Until its mailbox is not known to be full. Raises NoSuchCoro, PeerLost, WorkerLost when it is gone."""
         while self._holding.is_full(to) or (to.birth == self.me.birth and self._here(to).mailbox.full):
             if to.birth == self.me.birth:
                 self._here(to).held = True
@@ -589,19 +606,22 @@ class Mesh:
     # -------------------------------------------------------------- requests
 
     async def request(
-        self, to: CoroRef, verb: str, arguments: dict[str, Any], body: Sequence[Part] = (), timeout: float | None = None
+        self,
+        to: CoroRef,
+        verb: str,
+        arguments: dict[str, Any],
+        body: Sequence[Part] = (),
+        timeout: float | None = None,
+        lane: int | None = None,
     ) -> Answer:
         """Ask a coroutine (id 0: its process) anywhere; its answer, or the error it answered with.
 
-        Raises Timeout after `timeout` seconds, PeerLost, WorkerLost, Unreachable, NoSuchCoro.
+        Raises Timeout after `timeout` seconds, PeerLost, WorkerLost, Unreachable, NoSuchCoro. It keeps its order with what else
+        goes in its lane: by default, with what the coroutine that asks sends.
         """
         number, future = self._requests.begin(to.birth)
         try:
-            if to.birth == self.me.birth:
-                answer = self._requests.answer
-                self._answers.dispatch(Incoming(self.me, to.id, verb, arguments, body, lambda *a: answer(number, *a)), None)
-            else:
-                self._peers.post(self._link(to), Request(number, to.id, verb, arguments, body), _lane())
+            self._begin(number, to, verb, arguments, body, lane)
             async with asyncio.timeout(timeout):
                 return await future
         except TimeoutError as error:
@@ -610,6 +630,36 @@ class Mesh:
             raise Timeout(f"{to} did not answer {verb} in {timeout:g} s") from None
         finally:
             self._requests.end(number)
+
+    def _begin(
+        self, number: int, to: CoroRef, verb: str, arguments: dict[str, Any], body: Sequence[Part], lane: int | None
+    ) -> None:
+        if to.birth == self.me.birth:
+            answer = self._requests.answer
+            self._answers.dispatch(Incoming(self.me, to.id, verb, arguments, body, lambda *a: answer(number, *a)), None)
+        else:
+            self._peers.post(self._link(to), Request(number, to.id, verb, arguments, body), _lane() if lane is None else lane)
+
+    def tell(
+        self, to: CoroRef, verb: str, arguments: dict[str, Any], body: Sequence[Part] = (), lane: int | None = None
+    ) -> None:
+        """Ask at once, and wait for nothing: an error for an answer is said in the log.
+
+        Raises PeerLost, WorkerLost, Unreachable where this process already knows that nobody is there.
+        """
+        number, future = self._requests.begin(to.birth)
+
+        def answered(future: asyncio.Future[Answer]) -> None:
+            if future.exception() is not None:
+                log.info("< %s to %s: %s", verb, to, future.exception())
+
+        future.add_done_callback(answered)
+        try:
+            self._begin(number, to, verb, arguments, body, lane)
+        except BaseException:  # nothing was asked, and nothing is to be logged
+            future.remove_done_callback(answered)
+            self._requests.end(number)
+            raise
 
     async def ask(self, birth: int, verb: str, arguments: dict[str, Any], timeout: float | None) -> Any:
         """Ask a linked process itself; the value of its answer."""
@@ -702,6 +752,8 @@ class Mesh:
         awaited = coro.observed or self._exits.is_awaited(number)
         if outcome.reason == EXCEPTION and not awaited:
             log.warning("! %s (%s) ended: %s", coro.name, coro, outcome.text, exc_info=outcome.error)
+        if coro.service is not None:
+            coro.service.on_end(outcome.text or outcome.reason)
         self._exits.ended(coro, outcome)
 
     def post_exit(self, link: Link, operation: Exit) -> None:
@@ -752,6 +804,10 @@ class Mesh:
 
     def follow_here(self, child: Coro, parent: Coro) -> None:
         self._exits.follow_here(child, parent.ref, PARENT)
+
+    def note_subscription(self, coro_id: int, channel: CoroRef, holds: bool = True) -> None:
+        """A coroutine of ours subscribes to that channel, or does no longer: the channel is told when it ends."""
+        self._exits.note_subscription(coro_id, channel, holds)
 
     async def terminate(self, who: CoroRef) -> int:
         await self.request(who, "terminate", {})
@@ -823,6 +879,19 @@ class Mesh:
                 async with asyncio.timeout(CLOSE_TIMEOUT / 2):
                     await coro.stopped()
             raise
+
+
+def namespace_here() -> payload.Namespace | None:
+    """Where what comes for the coroutine that this code runs in is opened."""
+    coro = sender()
+    return coro.namespace if coro is not None else None
+
+
+def checked(answer: Answer) -> Answer:
+    """The answer of user code elsewhere, unless it is what that raised."""
+    if answer.value == RAISED:
+        raise payload.unpack_error(answer.body, namespace_here())
+    return answer
 
 
 def _lane() -> int:

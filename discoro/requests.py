@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from discoro import payload
 from discoro.errors import DiscoroError, PeerLost, ProtocolError, from_wire, to_wire
@@ -56,14 +56,26 @@ class Incoming:
             self.answer(False, ["RemoteError", f"a bug in discoro at {self.verb}: {error!r}"], ())
 
 
-class Service(Protocol):
+class Service:
     """What answers requests and messages to one coroutine in its place: it is a discoro_server, a channel, a queue."""
 
     def on_request(self, incoming: Incoming) -> Awaitable[None] | None:
         """Answer it, or give what will; ProtocolError for a verb that it does not know."""
+        raise NotImplementedError
 
     def on_message(self, body: Sequence[Part]) -> None:
         """A message came, still packed; ProtocolError where it takes none."""
+        raise NotImplementedError
+
+    def on_object(self, message: object) -> None:
+        """A message was sent in this process: the object itself."""
+        self.on_message(payload.pack(message))
+
+    def on_peer_lost(self, birth: int) -> None:
+        """That process is lost: nobody is left there to be answered."""
+
+    def on_end(self, why: str) -> None:
+        """Its coroutine has ended: nothing comes any more."""
 
 
 async def answering(incoming: Incoming, work: Awaitable[None]) -> None:

@@ -29,7 +29,7 @@ from discoro.files import Shipped, Store, checked_files, compiled, remove_files
 from discoro.mesh import Mesh
 from discoro.messages import MAX_NAME, Greeting, Part
 from discoro.outcomes import CLOSED
-from discoro.requests import Incoming, answering
+from discoro.requests import Incoming, Service, answering
 
 log = logging.getLogger("discoro.server")
 
@@ -71,7 +71,7 @@ def discoro_server(name: str = "discoro_server") -> Generator[Any, Any, None]:
                 sys.path.remove(str(files))
 
 
-class Serving:
+class Serving(Service):
     """The service of one discoro_server: each request is answered in its own time, a slow one keeps nobody waiting."""
 
     def __init__(self, backend: Backend, name: str) -> None:

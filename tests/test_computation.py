@@ -38,6 +38,7 @@ from discoro import (
     discoro_server,
 )
 from discoro.files import MAX_FILES
+from discoro.requests import Service
 from tests.support.sites import Site, both_kinds, files_below, running_site
 
 
@@ -752,7 +753,7 @@ def test_a_setup_without_time_is_not_done(site: Site, kind: str, tmp_path: Path)
     site.run(kind, client)
 
 
-class Deaf:
+class Deaf(Service):
     """The service of one that never answers."""
 
     def on_request(self, incoming: Any) -> None:

@@ -67,14 +67,15 @@ def test_a_program_prints_what_its_page_says(page: str, name: str, tmp_path: Pat
     assert run_locally(EXAMPLES / name, tmp_path) == printed(page, f"python3 {name}")
 
 
-IDEAS = ("coroutines", "messages", "references", "ends", "names")
+IDEAS = [f"explanation/{page}" for page in ("coroutines", "messages", "references", "ends", "names")]
+IDEAS += [f"how-to/{page}" for page in ("channels", "queues", "offer-functions")]
 PROGRAMS = [
     pytest.param(program, text, id=f"{page} {number}")
     for page in IDEAS
     for number, (program, text) in enumerate(
         re.findall(
             r"(?ms)^```python\n((?:(?!^```).)*^discoro\.run\(.*?)^```\n\n```text\n(.*?)^```$",
-            (DOCS / "explanation" / f"{page}.md").read_text(encoding="utf-8"),
+            (DOCS / f"{page}.md").read_text(encoding="utf-8"),
         ),
         1,
     )

@@ -91,6 +91,10 @@ SAYS = {
         r"\d+ us each\n5000 in the end, by their own count\n"
     ),
     "ping_pong": r"2000 balls came back, \d+ us each\nnobody there: \S+/\d+/\d+ has ended, or never was\n",
+    "chat": "".join(f"{name}: {line}\n" for name in ("ada", "barbara", "grace") for line in ("goodbye", "hello"))
+    + "channel closed\n"
+    + "".join(f"{name} heard 6 lines\n" for name in ("ada", "grace", "barbara")),
+    "pipeline": "100 blocks of 1 MiB taken, checksum d9a0707b\nthe producer's memory grew by less than 20 MiB\n",
     "supervisor": (
         r"job 3: exception: job 3 is a bad one\njob 6: worker lost: \S+/\d+ was killed by SIGKILL\n"
         r"done: {0: 0, 1: 1, 2: 4, 4: 16, 5: 25, 7: 49, 8: 64, 9: 81}\n"

@@ -21,8 +21,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "discoro"
 ORDER = (
     "errors messages outbox link blobs files directory shipping payload process watchdog security connections sockets "
     "listening dialling transport interfaces adverts discovery peers references requests outcomes mailbox "
-    "driving coro exits holding names finding introducing presence local options answers mesh computation server workers node "
-    "program background blocking pool cli __main__"
+    "driving coro exits holding names finding introducing presence local options answers mesh services "
+    "spreading hubs channels queues rci computation server workers node program background blocking pool cli __main__"
 ).split()
 THINKING = {"errors", "messages", "outbox", "link", "blobs"}
 
