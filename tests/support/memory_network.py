@@ -25,6 +25,7 @@ from discoro.security import Security
 CONNECT_SECONDS = 1.0  # as the real one: a dial that nobody answers
 NOTICE_SECONDS = 3.0  # as the real one: heartbeats missed before a connection counts as broken
 FIRST_FREE_PORT = 49152
+SOON_AFTER = 1e-6  # seconds: timers of the same moment come in any order
 
 Which = Callable[[str, str, list[Part]], bool]  # (name of the sender, of the receiver, parts)
 Delays = list[float]  # seconds after which a frame arrives, once each
@@ -166,6 +167,7 @@ class _End:
         self.owner = owner
         self.conn = conn  # 0 until the listening side gets its first frame
         self.hears = True
+        self.sent_until = 0.0  # when the last delayed frame from here arrives
 
 
 class _Wire:
@@ -191,6 +193,7 @@ class _Wire:
         frame = [_arrived(part) for part in parts]
         for delay in self._network.delays(end.owner.name, to.owner.name, frame):
             if delay:
+                end.sent_until = max(end.sent_until, self.loop.time() + delay)
                 self.loop.call_later(delay, self._pass, to, frame)
             else:
                 self.loop.call_soon(self._pass, to, frame)
@@ -217,7 +220,9 @@ class _Wire:
         end.hears = False
         if not self.open or self._network.parted(self.names):  # a partition holds the goodbye as well
             return
-        if flush:
+        if flush and end.sent_until > self.loop.time():
+            self.loop.call_at(end.sent_until + SOON_AFTER, self.hang_up, end, False)
+        elif flush:
             self.loop.call_soon(self.hang_up, end, False)
         else:
             self.open = False
