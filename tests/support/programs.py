@@ -1,0 +1,211 @@
+"""Programs for several processes, as plain values: what coroutines do to each other, and what befalls their processes.
+
+A program is drawn by hypothesis, played by `stage.py`, judged by `promises.py`. Coroutines and processes are named by their
+index; a step for a coroutine that has ended, or a process that is down, does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hypothesis import strategies as st
+
+PACKED, VIEW, PIECES = 0, 70_000, 600_000  # bytes: in the header of a frame, as a part of its own, as three pieces
+PEER_TIMEOUT = 15.0  # seconds, the default
+
+
+class Send(NamedTuple):
+    by: int
+    to: int
+    count: int = 1
+    size: int = PACKED
+    old: bool = False  # to the first coroutine that carried the index, not to the latest
+
+
+class Deliver(NamedTuple):
+    by: int
+    to: int
+    timeout: float | None = None
+    size: int = PACKED
+    old: bool = False
+
+
+class Ask(NamedTuple):
+    """Whoever receives it replies with its tag."""
+
+    by: int
+    to: int
+    timeout: float | None = None
+    size: int = PACKED
+    old: bool = False
+
+
+class Receive(NamedTuple):
+    by: int
+    count: int = 1
+    timeout: float | None = None
+
+
+class Monitor(NamedTuple):
+    by: int
+    of: int
+    old: bool = False
+
+
+class Result(NamedTuple):
+    by: int
+    of: int
+    timeout: float | None = None
+    aside: bool = False  # in a task of its own: the coroutine goes on
+    old: bool = False
+
+
+class Alive(NamedTuple):
+    by: int
+    of: int
+    old: bool = False
+
+
+class Terminate(NamedTuple):
+    by: int
+    who: int
+    old: bool = False
+
+
+class Finish(NamedTuple):
+    by: int
+    raises: bool = False
+
+
+class Stall(NamedTuple):
+    by: int
+    seconds: float
+
+
+class Start(NamedTuple):
+    """Another coroutine carries the index from now on; the one before goes on."""
+
+    index: int
+
+
+class Restart(NamedTuple):
+    """A process ends ("closed", "killed", "unplugged"), and another begins in its place some seconds later."""
+
+    process: int
+    how: str
+    pause: float = 0.0
+
+
+class Cut(NamedTuple):
+    a: int
+    b: int
+
+
+class Part(NamedTuple):
+    """Nothing passes between the two for so long."""
+
+    a: int
+    b: int
+    seconds: float
+
+
+class Wait(NamedTuple):
+    seconds: float = 0.0
+
+
+class Link(NamedTuple):
+    """The two die together."""
+
+    by: int
+    other: int
+    old: bool = False
+
+
+Talk = Send | Deliver | Ask | Receive
+Other = Monitor | Link | Result | Alive | Terminate | Finish | Stall | Start
+Step = Talk | Other | Restart | Cut | Part | Wait
+
+
+class Program(NamedTuple):
+    """`latency` is of every second direction, in seconds; `apart`: each process is on a machine of its own.
+
+    Births and sessions are random numbers; `seed` decides them, for some things depend on whose is greater.
+    """
+
+    processes: int
+    coroutines: int
+    steps: tuple[Step, ...]
+    latency: float = 0.0
+    apart: bool = False
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        steps = "".join(f"\n        {step!r}," for step in self.steps)
+        kind = f"processes={self.processes}, coroutines={self.coroutines}, latency={self.latency}, apart={self.apart}"
+        return f"Program({kind}, seed={self.seed}, steps=(" + steps + "\n    ))"
+
+
+@st.composite
+def programs(draw: Callable[..., Any], scenes: int = 8) -> Program:
+    """Programs of at most so many scenes: some steps at once, and then some time."""
+    processes, coroutines = draw(st.integers(2, 4)), draw(st.integers(2, 6))
+    latency = draw(st.sampled_from([0.0, 0.02, 0.3]))
+    wait = st.builds(Wait, st.sampled_from([0.0, 0.01, 0.5, 4.0, 20.0]))
+    scene = st.tuples(st.lists(step(processes, coroutines), min_size=1, max_size=8), wait)
+    drawn = draw(st.lists(scene, min_size=1, max_size=scenes))
+    steps = tuple(each for steps, pause in drawn for each in (*steps, pause))
+    return Program(processes, coroutines, steps, latency, draw(st.booleans()), draw(st.integers(0, 9)))
+
+
+def step(processes: int, coroutines: int) -> st.SearchStrategy[Step]:
+    """One step; what keeps things going is drawn more often than what ends them."""
+    talk, wait = st.one_of(_talk(coroutines)), st.one_of(_waiting(coroutines))
+    return st.one_of(talk, talk.map(_same), wait, st.one_of(_ends(coroutines)), _faults(processes))
+
+
+def _same(drawn: Step) -> Step:
+    """one_of takes the same strategy only once, but not one that is mapped."""
+    return drawn
+
+
+def _talk(coroutines: int) -> list[st.SearchStrategy[Any]]:
+    who, old = st.integers(0, coroutines - 1), st.sampled_from([False, False, False, True])
+    size, timeout = st.sampled_from([PACKED, PACKED, PACKED, VIEW, PIECES]), st.sampled_from([None, 0.01, 2.0])
+    return [
+        st.builds(Send, who, who, st.integers(1, 6), size, old),
+        st.builds(Deliver, who, who, timeout, size, old),
+        st.builds(Ask, who, who, timeout, size, old),
+        st.builds(Receive, who, st.integers(1, 8), st.sampled_from([0.0, 1.0, None])),
+    ]
+
+
+def _waiting(coroutines: int) -> list[st.SearchStrategy[Any]]:
+    who, old = st.integers(0, coroutines - 1), st.sampled_from([False, False, False, True])
+    return [
+        st.builds(Monitor, who, who, old),
+        st.builds(Link, who, who, old),
+        st.builds(Result, who, who, st.sampled_from([None, 2.0, 30.0]), st.booleans(), old),
+        st.builds(Alive, who, who, old),
+    ]
+
+
+def _ends(coroutines: int) -> list[st.SearchStrategy[Any]]:
+    who, old = st.integers(0, coroutines - 1), st.sampled_from([False, False, False, True])
+    return [
+        st.builds(Terminate, who, who, old),
+        st.builds(Finish, who, st.booleans()),
+        st.builds(Stall, who, st.sampled_from([0.5, 10.0, 1000.0])),
+        st.builds(Start, who),
+    ]
+
+
+def _faults(processes: int) -> st.SearchStrategy[Any]:
+    pair = st.lists(st.integers(0, processes - 1), min_size=2, max_size=2, unique=True)
+    seconds = st.sampled_from([0.5, 4.0, 12.0, 25.0])
+    ends = st.sampled_from(["closed", "killed", "unplugged"])
+    return st.one_of(
+        pair.map(lambda two: Cut(*two)),
+        st.builds(lambda two, seconds: Part(*two, seconds), pair, seconds),
+        st.builds(Restart, st.integers(0, processes - 1), ends, st.sampled_from([0.0, 1.0, 25.0])),
+    )

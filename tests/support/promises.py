@@ -1,0 +1,547 @@
+"""What discoro promises, held against what happened: a history goes in, what was broken comes out in words.
+
+Only values: no mesh, no loop, no clock. `stage.py` writes the history; who did what is told by the coroutines themselves, and
+by whoever ends them, never by discoro. Times are seconds of the stage's clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+PEER_TIMEOUT = 15.0  # of every process on the stage
+FOUND_AGAIN = 6.0  # seconds that a way that is free again may stay unused: dials back off, and a greeting takes its time
+NOTICED = 5.0  # seconds within which a loss, once it is one, is told to everybody who waits
+LATE = 2 * 15.0 + 10.0  # seconds: a loss on both sides, and its news
+ROUND = 4.0  # seconds for a few round trips at the longest latency
+
+
+class Who(NamedTuple):
+    """A coroutine: its process, which life of that process, and a number of its own."""
+
+    process: int
+    life: int
+    number: int
+
+    @property
+    def home(self) -> Home:
+        return Home(self.process, self.life)
+
+    def __repr__(self) -> str:
+        return f"{self.number}@{self.process}.{self.life}"
+
+
+class Home(NamedTuple):
+    """One life of a process."""
+
+    process: int
+    life: int
+
+    def __repr__(self) -> str:
+        return f"{self.process}.{self.life}"
+
+
+class Tag(NamedTuple):
+    """What every message carries; numbers rise in the order sent."""
+
+    by: Who
+    to: Who
+    number: int
+
+    def __repr__(self) -> str:
+        return f"m{self.number}({self.by!r}->{self.to!r})"
+
+
+class Began(NamedTuple):
+    """A call that is to end; `tag` is what deliver carries."""
+
+    at: float
+    call: int
+    by: Who
+    verb: str
+    to: Who
+    timeout: float | None
+    tag: Tag | None = None
+
+
+class Done(NamedTuple):
+    """`error`: the class of what it raised."""
+
+    at: float
+    call: int
+    value: Any = None
+    error: str = ""
+    text: str = ""
+
+
+class Sent(NamedTuple):
+    """`epoch`: how many links from one process to the other had been lost before; None: one was lost meanwhile."""
+
+    at: float
+    tag: Tag
+    epoch: int | None
+
+
+class Refused(NamedTuple):
+    at: float
+    tag: Tag
+    error: str
+    text: str = ""
+
+
+class Received(NamedTuple):
+    """`lay`: nobody took it out of the mailbox, but it was there at the end."""
+
+    at: float
+    by: Who
+    tag: Tag
+    lay: bool = False
+
+
+class Noticed(NamedTuple):
+    at: float
+    by: Who
+    about: Who
+    reason: str
+    value: Any = None
+    error: str = ""
+    text: str = ""
+    lay: bool = False
+
+
+class Ended(NamedTuple):
+    """A coroutine ended: "normal", "exception", "terminated"."""
+
+    at: float
+    who: Who
+    how: str
+
+
+class Condemned(NamedTuple):
+    """Somebody begins to terminate it."""
+
+    at: float
+    who: Who
+
+
+class Linked(NamedTuple):
+    """One began to link with another: from now on the end of either may be that of the other."""
+
+    at: float
+    who: Who
+    other: Who
+
+
+class Died(NamedTuple):
+    """A process begins to end: "closed", "killed", "unplugged"."""
+
+    at: float
+    home: Home
+    how: str
+
+
+class Lost(NamedTuple):
+    """The link of one process to another ended, as that one sees it; `opened`: it had stood."""
+
+    at: float
+    home: Home
+    other: Home
+    opened: bool = True
+
+
+class Parted(NamedTuple):
+    at: float
+    until: float
+    pair: frozenset[int]
+
+
+class Counted(NamedTuple):
+    """How many messages and operations a process said were lost."""
+
+    at: float
+    home: Home
+    lost: int
+
+
+class Lives(NamedTuple):
+    """A coroutine that lives when all is healed and had time; `room`: in its mailbox, at that time."""
+
+    at: float
+    who: Who
+    room: bool
+
+
+class Leftover(NamedTuple):
+    """A table that is not empty after all coroutines ended."""
+
+    at: float
+    home: Home
+    table: str
+
+
+class Bug(NamedTuple):
+    at: float
+    text: str
+
+
+Said = Began | Done | Sent | Refused | Received | Noticed
+Event = Said | Ended | Condemned | Linked | Died | Lost | Parted | Counted | Lives | Leftover | Bug
+
+
+class History:
+    """Everything that happened, in order, and the questions that the promises ask of it."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.events = list(events)
+        self.dones = {each.call: each for each in self.of(Done)}
+        self.begans = {each.call: each for each in self.of(Began)}
+        self.ended = {each.who: each for each in self.of(Ended)}
+        self.died = {each.home: each for each in self.of(Died)}
+        self.lives = {each.who: each for each in self.of(Lives)}
+        self.received: dict[Tag, Received] = {each.tag: each for each in self.of(Received)}
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [each for each in self.events if isinstance(each, kind)]
+
+    def condemned(self, who: Who, at: float) -> bool:
+        """Whether somebody, the end of its process, or of one that it is linked with, may have begun to terminate it."""
+        named = any(each.who == who and each.at <= at for each in self.of(Condemned))
+        return named or self.linked(who, at) or self.dead(who.home, at)
+
+    def linked(self, who: Who, at: float) -> bool:
+        """Whether it is, or was to be, linked with another."""
+        return any(who in (each.who, each.other) and each.at <= at for each in self.of(Linked))
+
+    def dead(self, home: Home, at: float) -> bool:
+        return home in self.died and self.died[home].at <= at
+
+    def out_of_reach(self, a: int, b: int, since: float, until: float) -> float:
+        """How long at a time nothing passed between two processes; only spans that touch `since` to `until` count."""
+        longest, begin, end = 0.0, 0.0, -FOUND_AGAIN
+        for each in sorted(self.of(Parted)):
+            if each.pair == {a, b} and each.at <= until:
+                begin = begin if each.at <= end + FOUND_AGAIN else each.at
+                end = min(each.until, until)
+                if since <= end + FOUND_AGAIN:
+                    longest = max(longest, end - begin)
+        return longest
+
+    def gave_up(self, mine: Home, theirs: Home, since: float, until: float) -> bool:
+        """Whether the other side had just ended a link that on its side had not stood yet."""
+        lost = [each for each in self.of(Lost) if (each.home, each.other) == (theirs, mine) and not each.opened]
+        return any(since - ROUND <= each.at <= until for each in lost)
+
+    def deliveries(self) -> Iterator[tuple[Began, Done]]:
+        for began in self.of(Began):
+            if began.verb == "deliver" and began.call in self.dones:
+                yield began, self.dones[began.call]
+
+    def trouble(self, began: float, ended: float) -> float:
+        """Seconds of a span that partitions may account for."""
+        near = [each for each in self.of(Parted) if each.at < ended and each.until > began - PEER_TIMEOUT]
+        return sum(min(each.until, ended) - each.at + FOUND_AGAIN + PEER_TIMEOUT for each in near)
+
+
+def broken(history: History) -> list[str]:
+    """Every promise that does not hold, in words."""
+    return [f"{promise.__name__}: {text}" for promise in PROMISES for text in promise(history)]
+
+
+# ------------------------------------------------------------------ messages
+
+
+def order(history: History) -> Iterator[str]:
+    """Messages from one coroutine to another arrive in the order sent."""
+    latest: dict[tuple[Who, Who], Tag] = {}
+    for each in history.of(Received):
+        before = latest.get((each.tag.by, each.by))
+        if before is not None and before.number > each.tag.number:
+            yield f"{each.tag} came after {before}"
+        latest[each.tag.by, each.by] = each.tag
+
+
+def once(history: History) -> Iterator[str]:
+    """A message arrives at most once."""
+    for tag, times in Counter(each.tag for each in history.of(Received)).items():
+        if times > 1:
+            yield f"{tag} came {times} times"
+
+
+def its_own(history: History) -> Iterator[str]:
+    """It reaches the very coroutine that it was sent to, and nobody else."""
+    for each in history.of(Received):
+        if each.by != each.tag.to:
+            yield f"{each.tag} reached {each.by}"
+
+
+def refused_is_refused(history: History) -> Iterator[str]:
+    """What `send` refused, and what `deliver` could deliver to nobody, does not arrive."""
+    refused = [each.tag for each in history.of(Refused)]
+    refused += [began.tag for began, done in history.deliveries() if done.error == "NoSuchCoro"]
+    for tag in refused:
+        if tag in history.received:
+            yield f"{tag} was refused, and came"
+
+
+def delivered_is_there(history: History) -> Iterator[str]:
+    """`deliver` gives 1 when the message is in the mailbox, and nothing else."""
+    for began, done in history.deliveries():
+        if done.error:
+            continue
+        assert began.tag is not None
+        if done.value != 1:
+            yield f"deliver of {began.tag} gave {done.value!r}"
+        if began.tag not in history.received:
+            yield f"{began.tag} was delivered, and is not in the mailbox"
+
+
+def no_gap(history: History) -> Iterator[str]:
+    """While a link lives, what came is the beginning of what was sent."""
+    last: dict[tuple[Who, Who, int], Sent] = {}
+    missing: dict[tuple[Who, Who, int], Sent] = {}
+    for each in history.of(Sent):
+        if each.epoch is None:
+            continue
+        key = each.tag.by, each.tag.to, each.epoch
+        if each.tag not in history.received:
+            missing.setdefault(key, each)
+        else:
+            last[key] = each
+    for key, gap in missing.items():
+        if key in last and last[key].tag.number > gap.tag.number:
+            yield f"{gap.tag} never came, and {last[key].tag} did, over the same link"
+
+
+def everything_comes(history: History) -> Iterator[str]:
+    """Over links that live, to coroutines that live and have room, everything comes, whoever else is full or stuck."""
+    losses = Counter((each.home, each.other) for each in history.of(Lost))
+    for each in history.of(Sent):
+        to, home = history.lives.get(each.tag.to), each.tag.by.home
+        lives = to is not None and to.room and not history.dead(home, to.at)
+        if lives and each.epoch == losses[home, each.tag.to.home] and each.tag not in history.received:
+            yield f"{each.tag} never came"
+
+
+def loss_is_counted(history: History) -> Iterator[str]:
+    """What does not come to a coroutine that lives is counted by the process that sent it."""
+    missing: dict[Home, list[Tag]] = defaultdict(list)
+    for each in history.of(Sent):
+        to = history.lives.get(each.tag.to)
+        if to is not None and to.room and each.tag not in history.received:
+            missing[each.tag.by.home].append(each.tag)
+    for counted in history.of(Counted):
+        lost = missing[counted.home]
+        if len(lost) > counted.lost:
+            yield f"process {counted.home} counts {counted.lost} lost, and these did not come: {lost}"
+
+
+# ------------------------------------------------------------------ ends
+
+
+def one_notice(history: History) -> Iterator[str]:
+    """A monitor gets one notice: at least one after each call to monitor, and no more than calls, ends and losses explain."""
+    calls: dict[tuple[Who, Who], list[Began]] = defaultdict(list)
+    for began in history.of(Began):
+        done = history.dones.get(began.call)
+        # given up, or broken off with its process: a notice may have come
+        if began.verb == "monitor" and (done is None or done.error in ("", "CancelledError")):
+            calls[began.by, began.to].append(began)
+    notices: dict[tuple[Who, Who], list[Noticed]] = defaultdict(list)
+    for each in history.of(Noticed):
+        notices[each.by, each.about].append(each)
+    for key in {*calls, *notices}:
+        yield from _notices_of(history, *key, calls[key], notices[key])
+
+
+def _notices_of(history: History, by: Who, of: Who, calls: list[Began], notices: list[Noticed]) -> Iterator[str]:
+    end = _end_of(history, of)
+    lost = sum(each.home == by.home and each.other == of.home for each in history.of(Lost))
+    late = sum(end is not None and each.call in history.dones and history.dones[each.call].at >= end for each in calls)
+    most = min(len(calls), 1 + lost + late)
+    if len(notices) > most:
+        yield f"{by} got {len(notices)} notices of {of}, at most {most} were due: {notices}"
+    if by in history.lives and end is not None and end < history.lives[by].at - PEER_TIMEOUT - NOTICED and calls:
+        if not any(each.at >= calls[-1].at for each in notices):
+            yield f"{by} monitors {of} since {calls[-1].at}, which ended at {end}, and got no notice: {notices}"
+
+
+def _end_of(history: History, who: Who) -> float | None:
+    times = [each.at for each in (history.ended.get(who), history.died.get(who.home)) if each is not None]
+    return min(times, default=None)
+
+
+def linked_die_together(history: History) -> Iterator[str]:
+    """Where one of two that are linked ended, but by returning, the other does not live on."""
+    for began in history.of(Began):
+        done = history.dones.get(began.call)
+        if began.verb != "link" or done is None or done.error:
+            continue
+        for dead, other in ((began.by, began.to), (began.to, began.by)):
+            ended, lives = history.ended.get(dead), history.lives.get(other)
+            if ended is not None and ended.how != "normal" and lives is not None and ended.at < lives.at - LATE:
+                yield f"{other} is linked with {dead} since {done.at}, which ended ({ended}), and lives"
+
+
+def notice_comes_last(history: History) -> Iterator[str]:
+    """The exit notice of a coroutine that ended comes after its messages."""
+    noticed: set[tuple[Who, Who]] = set()
+    for each in history.events:
+        if isinstance(each, Noticed) and each.reason in ("normal", "exception", "terminated"):
+            noticed.add((each.by, each.about))
+        elif isinstance(each, Received) and (each.by, each.tag.by) in noticed:
+            yield f"{each.tag} came after the exit notice of its sender"
+
+
+def honest_notices(history: History) -> Iterator[str]:
+    """The reason is what happened."""
+    for each in history.of(Noticed):
+        why = _dishonest(history, each)
+        if why:
+            yield f"{each}: {why}"
+
+
+def _dishonest(history: History, notice: Noticed) -> str:
+    ended = history.ended.get(notice.about)
+    match notice.reason:
+        case "normal" | "exception":
+            if ended is None or ended.how != notice.reason or ended.at > notice.at:
+                return f"it did not: {ended}"
+            said = notice.value if notice.reason == "normal" else notice.text
+            return "" if said == f"{notice.about!r}" else f"it gave {notice.about!r}"
+        case "terminated":
+            return "" if history.condemned(notice.about, notice.at) else "nobody terminated it"
+        case "linked":
+            return "" if history.linked(notice.about, notice.at) else "it is linked with nobody"
+        case "peer lost":
+            return _unlost(history, notice.by.home, notice.about.home, _since(history, notice), notice.at, notice.error)
+    return "no such reason was due"
+
+
+def _since(history: History, notice: Noticed) -> float:
+    """When it was asked for, at the earliest."""
+    asked = [each.at for each in history.of(Began) if (each.verb, each.by, each.to) == ("monitor", notice.by, notice.about)]
+    return min(asked, default=notice.at)
+
+
+def _unlost(history: History, mine: Home, theirs: Home, since: float, until: float, error: str) -> str:
+    """Why a loss, in that span of time, is none."""
+    if history.dead(theirs, until) or history.dead(mine, until):
+        return ""
+    apart = history.out_of_reach(mine.process, theirs.process, since, until)
+    never_met = error == "Unreachable" or history.gave_up(mine, theirs, since, until)
+    if apart >= (1.0 if never_met else PEER_TIMEOUT - FOUND_AGAIN):
+        return ""
+    return f"it was in reach, but for {apart:g} s"
+
+
+# ------------------------------------------------------------------ calls
+
+
+def honest_answers(history: History) -> Iterator[str]:
+    """A call gives what is documented, or an error that is true."""
+    for call, done in history.dones.items():
+        began = history.begans[call]
+        why = _untrue(history, began, done) if done.error else _wrong(history, began, done)
+        if why:
+            yield f"{began} gave {done}: {why}"
+    for each in history.of(Refused):
+        send = Began(each.at, 0, each.tag.by, "send", each.tag.to, None)
+        why = _untrue(history, send, Done(each.at, 0, None, each.error, each.text))
+        if why:
+            yield f"{each}: {why}"
+
+
+def _wrong(history: History, began: Began, done: Done) -> str:
+    ended = history.ended.get(began.to)
+    match began.verb:
+        case "result":
+            return "" if ended is not None and ended.how == "normal" and done.value == f"{began.to!r}" else f"it ended: {ended}"
+        case "alive" if done.value is False:
+            error = "Unreachable"  # False stands for it too
+            over = ended is not None or history.condemned(began.to, done.at)
+            return "" if over else _unlost(history, began.by.home, began.to.home, began.at, done.at, error)
+        case "ask":
+            return "" if done.value == began.tag and began.tag in history.received else "it is no reply to that"
+        case "alive":
+            return "" if ended is None or ended.at >= began.at else "it had ended"
+    return ""
+
+
+def _untrue(history: History, began: Began, done: Done) -> str:
+    ended = history.ended.get(began.to)
+    match done.error:
+        case "Timeout":
+            late = began.timeout is None or done.at < began.at + began.timeout - 1e-6
+            return "it was not over" if late else ""
+        case "NoReply" if began.verb == "ask":
+            return "" if ended is not None or history.condemned(began.to, done.at) else "it lives, and replies"
+        case "NoSuchCoro":
+            return "" if ended is not None or history.condemned(began.to, done.at) else "it lives"
+        case "PeerLost" | "Unreachable":
+            return _unlost(history, began.by.home, began.to.home, began.at, done.at, done.error)
+        case "CoroEnded" if began.verb == "result":
+            return "" if history.condemned(began.to, done.at) else "nobody terminated it"
+        case "CancelledError":
+            return "" if history.condemned(began.by, done.at) else "nobody terminated who asked"
+        case "Failure" if began.verb == "result":
+            raised = ended is not None and ended.how == "exception"
+            return "" if raised and done.text == f"{began.to!r}" else f"it ended: {ended}"
+        case "Overloaded" if began.verb == "send":
+            return ""
+    return "no such error was due"
+
+
+def nobody_waits_for_ever(history: History) -> Iterator[str]:
+    """Every call ends: in its timeout; when what it waits for is lost; as soon as the answer is there."""
+    over = history.events[-1].at if history.events else 0.0
+    for began in history.of(Began):
+        done = history.dones.get(began.call)
+        died = history.died.get(began.by.home)
+        if done is None and (died is None or died.how == "closed"):
+            yield f"{began} never ended"
+        if done is None:
+            continue
+        limit = _limit(history, began, over)
+        if done.at > limit + 1e-6:
+            yield f"{began} ended only at {done.at:g}, and not until {limit:g}: {done}"
+
+
+def _limit(history: History, began: Began, over: float) -> float:
+    """When a call has to have ended."""
+    limits = [over]
+    troubled = began.at + ROUND + history.trouble(began.at, over)
+    if began.timeout is not None:
+        limits.append(began.at + began.timeout)
+    if began.verb == "link":  # the other side monitors as well
+        limits.append(max(troubled, _told(history, began, troubled)) + ROUND)
+    elif began.verb in ("monitor", "terminate", "alive"):
+        limits.append(max(troubled, _told(history, began, troubled)))
+    elif _end_of(history, began.to) is not None:
+        limits.append(_told(history, began, troubled))
+    return min(limits)
+
+
+def _told(history: History, began: Began, troubled: float) -> float:
+    """When the end of what it waits for has to be known."""
+    end = _end_of(history, began.to)
+    if end is None:
+        return troubled
+    died = history.died.get(began.to.home)
+    silent = PEER_TIMEOUT + NOTICED if died is not None and died.how == "unplugged" else 0.0
+    ended_late = end + silent + NOTICED + history.trouble(end, end + PEER_TIMEOUT + NOTICED)
+    return max(troubled, ended_late, began.at + silent + NOTICED)
+
+
+def no_bug_and_no_leftover(history: History) -> Iterator[str]:
+    """Nothing reached the loop's exception handler or the log as an error; nothing is kept of what is over."""
+    for each in (*history.of(Bug), *history.of(Leftover)):
+        yield f"{each}"
+
+
+Promise = Callable[[History], Iterable[str]]
+PROMISES: tuple[Promise, ...] = (
+    *(order, once, its_own, refused_is_refused, delivered_is_there, no_gap, everything_comes, loss_is_counted),
+    *(one_notice, linked_die_together, notice_comes_last, honest_notices, honest_answers),
+    *(nobody_waits_for_ever, no_bug_and_no_leftover),
+)
