@@ -785,8 +785,13 @@ class Mesh:
 
     async def link(self, coro: Coro, other: CoroRef) -> int:
         """See Coro.link: each of both sides watches the other."""
-        with contextlib.suppress(NoSuchCoro, PeerLost, Unreachable):  # of which following it tells
+        try:
             await self.request(other, "follow", {"leader": coro.ref.to_plain()})
+        except NoSuchCoro:
+            pass  # of whose end following it tells
+        except (PeerLost, Unreachable) as error:  # if it is met again, it does not follow: half a link is none
+            coro.stop(LINKED, f"linked with it, {other} was lost ({error})")
+            return 0
         await self._exits.follow(coro, other, LINKED)
         return 0
 

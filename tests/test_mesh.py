@@ -911,3 +911,27 @@ def test_a_node_tells_of_the_end_of_its_own_workers_only() -> None:
             assert knows(a, b)
 
     simulate(test)
+
+
+# ------------------------------------------------------------------ links between coroutines
+
+
+def test_a_link_that_could_not_be_made_on_both_sides_is_none() -> None:
+    """Who was out of reach while it was to be linked with would not end with the other."""
+
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            there, here = start(b, waits), start(a, waits)
+
+            async def links() -> int:
+                return await here.link(there.ref)
+
+            with world.network.partition("a", "b"):
+                linking = start(a, links)
+                await until(lambda: here.done)
+            assert not there.done
+            with pytest.raises(CoroEnded, match="linked with it, .* was lost"):
+                await here.result_here()
+            assert await linking.result_here() == 0
+
+    simulate(test)
