@@ -791,6 +791,7 @@ class Mesh:
             pass  # of whose end following it tells
         except (PeerLost, Unreachable) as error:  # if it is met again, it does not follow: half a link is none
             coro.stop(LINKED, f"linked with it, {other} was lost ({error})")
+            await asyncio.sleep(0)  # it ends here, if it waits itself
             return 0
         await self._exits.follow(coro, other, LINKED)
         return 0
