@@ -1,6 +1,6 @@
 """Any interleaving of what coroutines do to each other, and of what befalls their processes, keeps the promises.
 
-PROPERTY_EXAMPLES=N in the environment tries that many, at random; without it the same 300 are tried each time."""
+PROPERTY_EXAMPLES=N in the environment tries that many, at random; without it the same 1,000 are tried each time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.promises import broken
 from tests.support.stage import play
 
 MORE = int(os.environ.get("PROPERTY_EXAMPLES", "0"))
-EXAMPLES = MORE or 300
+EXAMPLES = MORE or 1000
 
 
 @settings(
