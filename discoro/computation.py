@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from discoro import payload
 from discoro.blobs import Chunk, Sending
-from discoro.coro import host_here
+from discoro.coro import host_here, sender
 from discoro.driving import check_coroutine
 from discoro.errors import (
     CloseFailed,
@@ -106,6 +106,7 @@ class Computation:
     async def run(self, peer: Handle, /, *args: Any, **kwargs: Any) -> CoroRef:
         """Create a coroutine of the computation at `peer`, with these arguments. Returns its reference.
 
+        It is one of the caller's `children`, but does not end with it: see `Coro.adopt`.
         Raises NotSetUp before setup and after close, WorkerLost where the worker is gone (set up again), PackError. Arguments
         that the computation does not take are a TypeError of the coroutine, which its `result` raises.
         """
@@ -118,6 +119,9 @@ class Computation:
         ref = CoroRef.from_plain(answer.value)
         mesh.expect(ref)
         self._runs.setdefault(server, Running(mesh.still_runs)).add(ref)
+        creator = sender()
+        if creator is not None:
+            creator.created(ref)
         return ref
 
     async def ping(self, peer: Handle, timeout: float = PING_TIMEOUT) -> int:

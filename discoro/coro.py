@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import Any, Protocol, cast
 
 from discoro import payload
-from discoro.driving import Exited, Steered, Swap, TimeLimit, check_coroutine, explain, not_awaited, wants_coro
-from discoro.errors import CoroEnded, NoMesh, Overloaded, PackError, SwapRefused
+from discoro.driving import Exited, Steered, Swap, TimeLimit, check_arguments, check_coroutine, explain, not_awaited, wants_coro
+from discoro.errors import CoroEnded, NoMesh, NoSuchCoro, Overloaded, PackError, SwapRefused
 from discoro.mailbox import Mailbox, Question
 from discoro.outcomes import EXCEPTION, NORMAL, TERMINATED, ExitNotice, Outcome
 from discoro.references import CoroRef, Handle, Reach, Running, current_host, reach_here
@@ -64,6 +65,9 @@ def sender() -> Coro | None:
     return _current_coro.get(None)
 
 
+_LOOK: object = object()  # what wakes a pause for a swap to be offered
+
+
 class Coro(Handle):
     """A coroutine of this process: `Coro(function, *args, **kwargs)` starts one in the mesh around.
 
@@ -72,8 +76,8 @@ class Coro(Handle):
     """
 
     __slots__ = (
-        *("__weakref__", "_children", "_ending", "_host", "_outcome", "_pauses", "_ready", "_ref", "_steered", "_task"),
-        *("daemon", "held", "load", "mailbox", "name", "namespace", "observed", "parent", "service"),
+        *("__weakref__", "_children", "_ending", "_host", "_joins", "_outcome", "_pauses", "_ready", "_ref", "_steered"),
+        *("_task", "daemon", "held", "load", "mailbox", "name", "namespace", "observed", "parent", "service"),
     )
 
     def __init__(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
@@ -119,6 +123,7 @@ class Coro(Handle):
         self.parent = 0  # the id of the coroutine that created it
         self._children: Running | None = None
         self._pauses: list[asyncio.Future[Any]] | None = None
+        self._joins: list[asyncio.Future[None]] | None = None
         self._host = host
         self._ready = 0
         self._ending: tuple[str, str] | None = None  # the reason, and why in words
@@ -244,19 +249,21 @@ class Coro(Handle):
         if timeout is not None and timeout <= 0:
             return await asyncio.sleep(0, alarm_value)
         loop = asyncio.get_running_loop()
-        pause: asyncio.Future[Any] = loop.create_future()
-        alarm = loop.call_later(timeout, _wake, pause, alarm_value) if timeout is not None else None
-        self._pauses = pauses = self._pauses if self._pauses is not None else []
-        pauses.append(pause)
-        try:
-            update = await pause
-        finally:
-            pauses.remove(pause)
-            if alarm:
-                alarm.cancel()
-        if self._steered.swap is not None:
+        until = loop.time() + timeout if timeout is not None else None
+        while True:
+            pause: asyncio.Future[Any] = loop.create_future()
+            alarm = loop.call_at(until, _wake, pause, alarm_value) if until is not None else None
+            self._pauses = pauses = self._pauses if self._pauses is not None else []
+            pauses.append(pause)
+            try:
+                update = await pause
+            finally:
+                pauses.remove(pause)
+                if alarm:
+                    alarm.cancel()
+            if update is not _LOOK:
+                return update  # a swap that is offered at the same time waits: the update would be lost
             self._steered.offer_swap()
-        return update
 
     sleep = suspend
 
@@ -287,6 +294,8 @@ class Coro(Handle):
 
         Its own end leaves this one as it is. Not used with yield. Raises NotACoroutine.
         """
+        if self.done:  # a task of its own goes on without it
+            raise RuntimeError(f"{self.name} ({self}) has ended: nothing ends with it any more")
         child = Coro.start(self._host, function, args, kwargs, creator=self)
         self._host.follow_here(child, self)
         return child
@@ -331,6 +340,8 @@ class Coro(Handle):
     def set_daemon(self, flag: bool = True) -> None:
         """Whether `discoro.join` leaves it out (at first: no)."""
         self.daemon = flag
+        for join in self._joins or ():
+            _wake(join)
 
     # -------------------------------------------------------------- for the host
 
@@ -339,6 +350,7 @@ class Coro(Handle):
         if self._task is not None and not self._task.done():
             self._ending = self._ending or (reason, why)
             self._steered.forget_raised()
+            self._steered.ends()
             self._task.cancel(reason)
 
     def resume_here(self, update: object) -> None:
@@ -358,14 +370,19 @@ class Coro(Handle):
     def swap_here(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> asyncio.Future[int]:
         """Have it go on as another function; the future is answered once that runs."""
         check_coroutine(function)
+        kwargs = self._with_coro(function, kwargs)
+        name = str(getattr(function, "__name__", type(function).__name__))
+        check_arguments(name, inspect.signature(function), args, kwargs)  # found out later, it would end the coroutine
+        if self._ending is not None:
+            raise NoSuchCoro(f"{self.name} ({self}) is about to end")
         if self._steered.swap is not None:
             raise SwapRefused(f"{self.name} ({self}) is to be swapped already")
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._steered.swap = Swap(function, args, self._with_coro(function, kwargs), done)
+        self._steered.swap = Swap(function, args, kwargs, done)
         if self._steered.swappable:
             for waits in (self.mailbox.wake, *(self._pauses or ())):
                 if waits is not None:
-                    _wake(waits)
+                    _wake(waits, _LOOK)
         return done
 
     def created(self, ref: CoroRef) -> None:
@@ -396,6 +413,17 @@ class Coro(Handle):
         if self._task is not None:
             await asyncio.wait([self._task])
 
+    async def joined(self) -> None:
+        """Wait until it ended, or is a daemon."""
+        if self._task is None or self.daemon:
+            return
+        join = asyncio.get_running_loop().create_future()
+        self._joins = [*(self._joins or ()), join]
+        try:
+            await asyncio.wait([self._task, join], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._joins = [other for other in self._joins if other is not join]
+
     @property
     def done(self) -> bool:
         return self._task is None or self._task.done()
@@ -421,16 +449,18 @@ class Coro(Handle):
 
     def _end(self, task: asyncio.Task[Any]) -> None:
         self._outcome = outcome = self._judge(task)
-        self._steered.ended()
+        self._steered.ends()
         self.mailbox.close(f"ended before it replied ({outcome.text or outcome.reason})")
         self._host.leave(self, outcome)
         self._task = None
 
     def _judge(self, task: asyncio.Task[Any]) -> Outcome:
-        error: BaseException | None = None if task.cancelled() else task.exception()
-        if isinstance(error, Exited):  # raised where somebody asks for the result, it would end that program
-            error = CoroEnded(f"{self.name} ({self}) ended itself with {error.__cause__!r}")
-        if self._ending or task.cancelled():
+        error = self._steered.not_raised if task.cancelled() else task.exception()
+        if isinstance(error, Exited):
+            error = error.__cause__
+        if isinstance(error, SystemExit | KeyboardInterrupt):  # would end the program that asks for the result
+            error = CoroEnded(f"{self.name} ({self}) ended itself with {error!r}")
+        if self._ending or (task.cancelled() and error is None):
             reason, why = self._ending or (TERMINATED, "")
             raised = f"; while ending it raised {_told(error)}" if error else ""
             text = f"{self.name} ({self}) was ended: {why or reason}{raised}"

@@ -13,8 +13,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from types import CodeType, CoroutineType, FrameType, TracebackType
 from typing import Any
 
-from discoro.errors import NoSuchCoro, NotACoroutine, SwapRefused, Timeout
+from discoro.errors import BadArguments, NoSuchCoro, NotACoroutine, SwapRefused, Timeout
 from discoro.payload import error_text
+
+SHOWN = 300  # characters of a signature in an error: a default value can have any length
 
 
 class Exited(Exception):
@@ -24,7 +26,8 @@ class Exited(Exception):
 class HotSwap(Exception):
     """Raised in a hot-swappable coroutine that is to go on as another function, `args[0]`.
 
-    No error: a coroutine accepts by letting it pass, after putting in order what it has to. Caught for good, it is refused.
+    No error: a coroutine accepts by letting it pass, after putting in order what it has to. Where it catches that, and waits in
+    `receive`, `suspend` or `sleep` again, it has refused.
     """
 
 
@@ -58,15 +61,20 @@ class Steered(Coroutine[Any, Any, Any]):
         self.name = name
         self._begin: tuple[Callable[..., Any], Sequence[Any], dict[str, Any]] | None = (function, args, kwargs)
         self._made: Coroutine[Any, Any, Any] | None = None
-        self._thrown: list[BaseException] | None = None  # to be raised in place of a cancellation, one each
+        self._thrown: list[BaseException] | None = None  # each to be raised in place of a cancellation
         self.swap: Swap | None = None
         self.swappable = False
 
     # -------------------------------------------------------------- from outside
 
     def raise_later(self, error: BaseException) -> None:
-        """Raise this in place of the next cancellation; the caller cancels the task."""
+        """Raise this where it waits, or will wait next; the caller cancels the task, which brings it there."""
         self._thrown = [*(self._thrown or ()), error]
+
+    @property
+    def not_raised(self) -> BaseException | None:
+        """What was to be raised where it waits next, and it did not wait any more."""
+        return self._thrown[0] if self._thrown else None
 
     def forget_raised(self) -> None:
         """The next cancellation is meant."""
@@ -88,31 +96,44 @@ class Steered(Coroutine[Any, Any, Any]):
         try:
             if self._made is None:
                 self._made = self._start()
-            return self._made.send(value)
+            waits_for = self._made.send(value)
         except HotSwap as error:
             self._accept(error)
         except (SystemExit, KeyboardInterrupt) as error:
             raise Exited from error
+        else:
+            if self._thrown:
+                self._cancel_again()
+            return waits_for
         return self.send(None)
 
     def throw(self, kind: Any, value: Any = None, trace: TracebackType | None = None, /) -> Any:
-        error: BaseException = kind if value is None else value
-        if isinstance(error, type):
-            error = error()
+        error = _exception(kind, value)
         if self._thrown and isinstance(error, asyncio.CancelledError):
+            if self._made is None:  # it does not wait yet
+                return self.send(None)
             error = self._thrown.pop(0)
-            task = asyncio.current_task()
-            if task is not None:
-                task.uncancel()
+            _own_task().uncancel()
         if self._made is None:  # ended before its first step
             raise error
         try:
-            return self._made.throw(error)
+            waits_for = self._made.throw(error)
         except HotSwap as swapped:
             self._accept(swapped)
         except (SystemExit, KeyboardInterrupt) as exited:
             raise Exited from exited
+        else:
+            if self._thrown:
+                self._cancel_again()
+            return waits_for
         return self.send(None)
+
+    def _cancel_again(self) -> None:
+        """It waits, and more is to be raised: the cancellation for it came before its first step, served another, or was lost
+        with a task that it waited for."""
+        task = _own_task()
+        task.uncancel()
+        task.cancel()
 
     def close(self) -> None:
         if self._made is not None:
@@ -125,6 +146,11 @@ class Steered(Coroutine[Any, Any, Any]):
     def cr_frame(self) -> FrameType | None:
         """Where it stands, for asyncio's own printing of stacks."""
         return getattr(self._made, "cr_frame", None)
+
+    @property
+    def __name__(self) -> str:
+        """For asyncio's own printing of tasks."""
+        return self.name
 
     def __repr__(self) -> str:
         return f"<Steered {self.name}>"
@@ -147,8 +173,8 @@ class Steered(Coroutine[Any, Any, Any]):
         self.swap, self._made, self._begin = None, None, swap.begin
         swap.answer()
 
-    def ended(self) -> None:
-        """The task is over: a swap that still waits comes to nothing."""
+    def ends(self) -> None:
+        """The task is over, or told to end: a swap that still waits comes to nothing."""
         if self.swap is not None:
             self.swap.answer(NoSuchCoro(f"{self.name} ended before it could be swapped"))
             self.swap = None
@@ -169,6 +195,11 @@ class Driven(Coroutine[Any, Any, Any]):
 
     def __repr__(self) -> str:
         return f"<Driven {self._generator!r}>"
+
+    @property
+    def cr_frame(self) -> FrameType | None:
+        frame: FrameType | None = getattr(self._generator, "gi_frame", None)
+        return frame
 
     def send(self, value: Any, /) -> Any:
         if self._operation is None:
@@ -233,6 +264,12 @@ def _operation(yielded: Any) -> Coroutine[Any, Any, Any]:
 
 async def awaiting(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
+
+
+def _own_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None  # every step is taken by it
+    return task
 
 
 def _exception(kind: Any, value: Any) -> BaseException:
@@ -308,6 +345,14 @@ def check_coroutine(function: Any) -> None:
     if inspect.isasyncgenfunction(function):
         hint = "it is an async generator: it has `async def` and `yield`, use one of them"
     raise NotACoroutine(f"{what} is not a coroutine function: {hint}. Write a generator function (with yield) or an async def")
+
+
+def check_arguments(name: str, signature: inspect.Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """BadArguments where a function of that signature does not take them."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise BadArguments(f"{f'{name}{signature}':.{SHOWN}} does not take these arguments: {error}") from None
 
 
 def wants_coro(function: Callable[..., Any]) -> bool:

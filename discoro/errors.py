@@ -9,7 +9,7 @@
     │   ├── NameTaken           a name registered twice in one process
     │   ├── NotSetUp            run, ping or close without setup, or after close
     │   ├── Overloaded          the receiver has no room and send never waits
-    │   ├── BadArguments        a function offered by name does not take them (also a TypeError)
+    │   ├── BadArguments        a function offered or swapped to does not take them (also a TypeError)
     │   ├── QueueClosed         put into a closed queue, or get from one that is closed and empty
     │   ├── TooLarge            a message, a file or a request past its limit
     │   └── ConfigError         an option, a file or a port that cannot be used (also a ValueError)
@@ -128,7 +128,7 @@ class SwapRefused(DiscoroError):
 
 
 class BadArguments(DiscoroError, TypeError):
-    """The function that is offered by name does not take these arguments."""
+    """The function that is offered by name, or that a coroutine is to go on as, does not take these arguments."""
 
 
 class QueueClosed(DiscoroError):

@@ -110,6 +110,10 @@ class Exits:
             if link is not None:
                 self.watched_by(incoming.coro, link)
             incoming.reply("running")
+        elif outcome is not None and link is not None:  # its messages may still be on their way, or held: it comes behind them
+            body, reason, text = outcome.packed()
+            incoming.reply("running")
+            self._around.post_exit(link, Exit(incoming.coro, reason, text, body))
         elif outcome is not None:
             body, reason, text = outcome.packed()
             incoming.reply([reason, text[:MAX_TEXT]], body)
@@ -170,7 +174,10 @@ class Exits:
     def unsubscribed(self, coro: Coro, channel: CoroRef) -> None:
         """Undo `subscribed`: no notice comes of that channel any more."""
         self.note_subscription(coro.ref.id, channel, False)
-        _discard(self._monitors, (channel.birth, channel.id), (coro, channel))
+        key = (channel.birth, channel.id)
+        _discard(self._monitors, key, (coro, channel))
+        if not any(each[0] is coro for each in self._followers.get(key, ())):
+            self._observed.get(coro.ref.id, set()).discard(key)
 
     def note_subscription(self, coro_id: int, channel: CoroRef, holds: bool = True) -> None:
         """It subscribes to that channel, which is told when it ends; or does no longer."""
@@ -187,7 +194,11 @@ class Exits:
     async def follow(self, follower: Coro, leader: CoroRef, how: str) -> None:
         """End `follower` when `leader` ends: LINKED, unless that returns; or PARENT, in any case."""
         self.follow_here(follower, leader, how)
-        await self.subscribe(leader)
+        try:
+            await self.subscribe(leader)
+        except BaseException:  # given up, or nobody could be asked: who gets the error is not bound besides
+            _discard(self._followers, (leader.birth, leader.id), (follower, leader, how))
+            raise
 
     def follow_here(self, follower: Coro, leader: CoroRef, how: str) -> None:
         """The same where the end of `leader` is told anyway: it is a running coroutine of this process."""
@@ -260,7 +271,7 @@ class Exits:
     def defer(self, key: Key, to: int) -> None:
         """The notice of that coroutine for our coroutine `to` is to wait: messages of it are held at the sender."""
         if len(self._deferred) < KEPT_OUTCOMES:
-            self._deferred[key, to] = None
+            self._deferred.setdefault((key, to), None)
         else:
             log.warning("! %d exit notices wait: that of coroutine %d may come before its messages", KEPT_OUTCOMES, key[1])
 
@@ -283,6 +294,9 @@ class Exits:
         for coro_id in [coro_id for coro_id, links in self._watchers.items() if link in links]:
             self._unwatch(coro_id, link)
         self._alone.pop(link, None)
+        for coro_id, channels in list(self._subscriptions.items()):
+            for channel in [each for each in channels if each.birth == link.birth]:
+                self.note_subscription(coro_id, channel, False)
 
     # -------------------------------------------------------------- parts
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from discoro import payload
-from discoro.errors import NoReply
+from discoro.errors import NoReply, UnpackError
 from discoro.messages import Part
 
 MAILBOX_MESSAGES = 10_000  # about 10 MB of small objects
@@ -117,7 +117,12 @@ class Mailbox:
         if size < 0:
             return item
         self._size -= size
-        return payload.unpack(item, namespace)  # type: ignore[arg-type]
+        try:
+            return payload.unpack(item, namespace)  # type: ignore[arg-type]
+        except UnpackError as error:
+            if self.asked is not None:
+                self.asked.fail(error)
+            raise
 
     def go_on(self, why: str) -> None:
         """Whoever asked the message taken last and got no reply is told."""

@@ -829,6 +829,8 @@ class Mesh:
     async def throw(self, who: CoroRef, error: BaseException) -> int:
         if not isinstance(error, BaseException):
             raise TypeError(f"throw takes an exception, {error!r:.80} is none")
+        if isinstance(error, StopIteration):
+            raise TypeError("throw takes no StopIteration: Python takes it for the result of what is waited for")
         if who.birth == self.me.birth:
             self._here(who).throw_here(error)
         else:
@@ -853,8 +855,10 @@ class Mesh:
         try:
             async with asyncio.timeout(timeout):
                 while others := [coro for coro in self.coros() if coro is not me and not coro.daemon]:
-                    await others[0].stopped()
+                    for coro in others:
+                        await coro.joined()
         except TimeoutError:
+            others = [coro for coro in others if not (coro.done or coro.daemon)]
             names = ", ".join(f"{coro.name} ({coro})" for coro in others[:10])
             raise Timeout(f"{len(others)} coroutines still ran after {timeout:g} s: {names}") from None
         return 0

@@ -11,13 +11,11 @@ from typing import Any
 
 from discoro import payload
 from discoro.coro import Coro, sender
-from discoro.driving import check_coroutine, wants_coro
-from discoro.errors import BadArguments, ProtocolError
+from discoro.driving import check_arguments, check_coroutine, wants_coro
+from discoro.errors import ProtocolError
 from discoro.references import CoroRef
 from discoro.requests import Incoming
 from discoro.services import Home, Served, mesh_here
-
-SHOWN = 300  # characters of a signature in an error: a default value can have any length
 
 
 class RCI(Served):
@@ -69,11 +67,7 @@ class _Offered(Home):
 
     def create(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Coro:
         """A coroutine of it, part of the computation that offers it and not of the caller's."""
-        try:
-            self._signature.bind(*args, **({"coro": None, **kwargs} if self._wants_coro else kwargs))
-        except TypeError as error:
-            signature = f"{self.name}{self._signature}"[:SHOWN]
-            raise BadArguments(f"{signature} does not take these arguments: {error}") from None
+        check_arguments(self.name, self._signature, args, {"coro": None, **kwargs} if self._wants_coro else kwargs)
         return Coro.start(self.mesh, self._function, args, kwargs, creator=self.coro)
 
     def _call(self, incoming: Incoming) -> None:

@@ -121,7 +121,7 @@ class Handle:
 
         Where it waits in `receive`, `suspend` or `sleep`, and allows it (`Coro.hot_swappable`), HotSwap is raised there; it
         accepts by letting that pass. Returns 0 once the new function runs. Raises SwapRefused where it catches HotSwap and goes
-        on, or another swap waits already; NoSuchCoro where it ends before; NotACoroutine, PackError.
+        on, or another swap waits already; NoSuchCoro where it ends before; BadArguments, NotACoroutine, PackError.
         """
         return await reach_here().hot_swap(self.ref, function, args, kwargs)
 

@@ -1,10 +1,12 @@
-"""Coroutines by themselves: driving, mailboxes, endings, references. No mesh: a host of a few lines stands in for it."""
+"""Coroutines: how they receive and end, with a host of a few lines, and what they do with each other, in the real mesh."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import traceback
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,10 +16,24 @@ from discoro import coro as coroutines
 from discoro import messages, payload
 from discoro.coro import Coro, current_coro, host_here
 from discoro.driving import Driven, check_coroutine
-from discoro.errors import CoroEnded, NoMesh, NotACoroutine, Overloaded, RemoteError, TooLarge
+from discoro.errors import (
+    BadArguments,
+    CoroEnded,
+    NoMesh,
+    NoReply,
+    NoSuchCoro,
+    NotACoroutine,
+    Overloaded,
+    RemoteError,
+    Timeout,
+    TooLarge,
+)
 from discoro.mailbox import MAILBOX_BYTES, MAILBOX_MESSAGES
+from discoro.mesh import Mesh
 from discoro.outcomes import ExitNotice, Outcome
-from discoro.references import CoroRef
+from discoro.program import join
+from discoro.references import CoroRef, Running
+from tests.support.meshes import World, simulate, start
 
 
 class SmallHost:
@@ -458,3 +474,413 @@ def test_a_function_that_was_called_already_is_named_as_that() -> None:
         with pytest.raises(NotACoroutine, match="was called already: pass the function itself"):
             check_coroutine(called)
     awaiting.close()
+
+
+# ------------------------------------------------------------------ with others: the real mesh, on a clock that jumps
+
+
+def in_world(test: Callable[[Mesh, Coro], Awaitable[Any]]) -> Any:
+    """Run a test as a coroutine of a mesh."""
+
+    async def world(world: World) -> Any:
+        async with world.mesh("ada") as mesh:
+
+            async def body(coro: Any = None) -> Any:
+                return await test(mesh, coro)
+
+            return await start(mesh, body).result_here()
+
+    return simulate(world)
+
+
+async def waits(coro: Any = None) -> Any:
+    return await coro.receive()
+
+
+async def pauses(coro: Any = None) -> Any:
+    return await coro.suspend()
+
+
+async def turns(number: int = 3) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+def ended(coro: Coro) -> str:
+    assert coro._outcome is not None
+    return coro._outcome.reason
+
+
+def test_a_receive_that_another_task_was_faster_than_waits_on() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        async def slow() -> Any:
+            return await coro.receive(timeout=10, alarm_value="late")
+
+        waiting = asyncio.create_task(slow())
+        await turns()
+        began = asyncio.get_running_loop().time()
+        coro.send("first")
+        assert await coro.receive() == "first"
+        await turns()
+        assert not waiting.done()
+        assert await waiting == "late"
+        assert asyncio.get_running_loop().time() - began == pytest.approx(10, abs=0.1)
+
+    in_world(test)
+
+
+def test_one_that_ended_is_freed_at_once_without_the_collector() -> None:
+    def generator(coro: Any = None) -> Any:
+        yield coro.receive()
+
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        gone = []
+        for function in (generator, waits):
+            child: Coro | None = start(mesh, function)
+            assert child is not None
+            await turns()
+            weakref.finalize(child, gone.append, function.__name__)
+            child.send("end")
+            child = None
+            await turns(5)
+        assert gone == ["generator", "waits"]
+
+    gc.disable()
+    try:
+        in_world(test)
+    finally:
+        gc.enable()
+
+
+def test_its_result_is_there_after_it_ended_and_so_is_its_name() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        child = start(mesh, native, 1)
+        await child.stopped()
+        assert (child.done, await child.result_here(), await child.result()) == (True, 2, 2)
+        assert "native ended" in repr(child)
+        child.stop("terminated")
+        child.throw_here(ValueError())
+        assert await child.result_here() == 2
+
+    in_world(test)
+
+
+# -------------------------------------------------------------- ask and reply
+
+
+async def answers_later(log: list[Any], coro: Any = None) -> None:
+    await coro.receive()
+    question = coro.question
+    assert coro.question is None
+    assert coro.reply("nobody waits for it here") == 0
+    await coro.receive()
+    log.append(question.reply("later"))
+
+
+def test_a_question_taken_is_answered_whenever_the_coroutine_likes() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        log: list[Any] = []
+        other = start(mesh, answers_later, log)
+        asked = asyncio.ensure_future(other.ask("?"))
+        await turns()
+        other.send("now")
+        assert await asked == "later"
+        assert log == [1]
+
+    in_world(test)
+
+
+async def drops(how: str, coro: Any = None) -> None:
+    await coro.receive()
+    if how == "goes on":
+        await coro.receive()
+    elif how == "drops it":
+        assert coro.question is not None
+        await coro.suspend()
+    elif how == "fails":
+        raise ValueError("of its own")
+
+
+WHY = {"goes on": "next message", "drops it": "dropped", "fails": "of its own", "returns": "normal"}
+
+
+@pytest.mark.parametrize(("how", "why"), WHY.items())
+def test_who_asked_and_gets_no_reply_is_told_at_once(how: str, why: str) -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        other = start(mesh, drops, how)
+        await coro.monitor(other)
+        with pytest.raises(NoReply, match=why):
+            await other.ask("?")
+        await other.terminate()
+
+    in_world(test)
+
+
+def test_questions_that_were_not_received_yet_are_answered_when_it_ends() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        other = start(mesh, pauses)
+        asked = [asyncio.ensure_future(other.ask(number)) for number in range(3)]
+        await turns()
+        await other.terminate()
+        for each in asked:
+            with pytest.raises(NoReply, match="terminated"):
+                await each
+        with pytest.raises(NoSuchCoro):
+            await other.ask("?")
+
+    in_world(test)
+
+
+# -------------------------------------------------------------- suspend, throw, swap
+
+
+def test_an_update_is_not_lost_with_a_swap_that_comes_in_the_same_turn() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        got = []
+
+        async def first(coro: Any = None) -> None:
+            coro.hot_swappable()
+            while True:
+                got.append(await coro.suspend())
+
+        other = start(mesh, first)
+        await turns()
+        other.resume_here("update")
+        assert await other.hot_swap(native, 1) == 0
+        assert got == ["update"]
+        assert await other.result() == 2
+
+    in_world(test)
+
+
+def test_a_pause_that_no_swap_can_end_any_more_goes_on_until_its_time() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        async def stubborn(coro: Any = None) -> Any:
+            coro.hot_swappable()
+            asyncio.get_running_loop().call_later(1, swap, coro)
+            return await coro.suspend(10, "over"), asyncio.get_running_loop().time()
+
+        def swap(coro: Coro) -> None:
+            refused.append(coro.swap_here(native, (1,), {}))
+            coro.hot_swappable(False)
+
+        refused: list[asyncio.Future[int]] = []
+        began = asyncio.get_running_loop().time()
+        value, at = await start(mesh, stubborn).result()
+        assert (value, at - began) == ("over", pytest.approx(10, abs=0.1))
+        with pytest.raises(NoSuchCoro):
+            await refused[0]
+
+    in_world(test)
+
+
+def test_arguments_that_the_new_function_does_not_take_are_refused_and_the_old_one_goes_on() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        async def old(coro: Any = None) -> Any:
+            coro.hot_swappable()
+            return await coro.receive()
+
+        other = start(mesh, old)
+        with pytest.raises(BadArguments, match="missing a required argument: 'x'"):
+            await other.hot_swap(native)
+        other.send("old")
+        assert await other.result() == "old"
+
+    in_world(test)
+
+
+def test_one_that_is_told_to_end_is_not_swapped_while_it_ends() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        async def tidies(coro: Any = None) -> None:
+            try:
+                await coro.suspend()
+            finally:
+                coro.hot_swappable()
+                await coro.receive()
+
+        other = start(mesh, tidies)
+        waiting = asyncio.ensure_future(other.hot_swap(native, 1))
+        await turns()
+        other.stop("terminated")
+        with pytest.raises(NoSuchCoro):
+            await waiting
+        with pytest.raises(NoSuchCoro, match="about to end"):
+            await other.hot_swap(native, 1)
+        other.send("tidied")
+        with pytest.raises(CoroEnded):
+            await other.result()
+
+    in_world(test)
+
+
+def test_what_is_thrown_in_the_turn_in_which_it_returns_is_how_it_ended() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        async def throws_at_itself(error: BaseException, coro: Any = None) -> str:
+            await coro.throw(error)
+            return "lost"
+
+        with pytest.raises(ValueError, match="at the end"):
+            await start(mesh, throws_at_itself, ValueError("at the end")).result()
+        with pytest.raises(CoroEnded, match="SystemExit"):
+            await start(mesh, throws_at_itself, SystemExit(3)).result()
+
+    in_world(test)
+
+
+@pytest.mark.parametrize("junk", ["text", ValueError, StopIteration()])
+def test_what_cannot_be_thrown_is_refused(junk: Any) -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        other = start(mesh, waits)
+        with pytest.raises(TypeError, match="throw takes"):
+            await other.throw(junk)
+        other.send("unharmed")
+        assert await other.result() == "unharmed"
+
+    in_world(test)
+
+
+# -------------------------------------------------------------- links, children, daemons
+
+
+async def ends(how: str, coro: Any = None) -> None:
+    await coro.receive()
+    if how == "exception":
+        raise ValueError("bad")
+    if how == "terminated":
+        await coro.terminate()
+        await coro.receive()
+
+
+@pytest.mark.parametrize("how", ["exception", "terminated", "normal"])
+def test_linked_ones_end_together_unless_one_just_returns(how: str) -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        dies, lives, unlinked = start(mesh, ends, how), start(mesh, waits), start(mesh, waits)
+        await coro.monitor(dies)
+        for other in (lives, unlinked):
+            assert await mesh.link(other, dies.ref) == 0
+        assert await mesh.unlink(unlinked, dies.ref) == 0
+        dies.send("go")
+        assert (await coro.receive()).reason == how
+        await turns()
+        if how == "normal":
+            assert not lives.done
+        else:
+            await lives.stopped()
+            assert ended(lives) == "linked"
+            with pytest.raises(CoroEnded, match="linked with it"):
+                await lives.result()
+        assert not unlinked.done
+
+    in_world(test)
+
+
+def test_a_link_to_one_that_ended_takes_effect_at_once() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        for how, reason in (("exception", "linked"), ("normal", "normal")):
+            dead, other = start(mesh, ends, how), start(mesh, waits)
+            dead.send("go")
+            await coro.monitor(dead)
+            await coro.receive()
+            assert await mesh.link(other, dead.ref) == 0
+            other.send("go on")
+            await other.stopped()
+            assert ended(other) == reason
+
+    in_world(test)
+
+
+def test_a_coroutine_linked_with_itself_ends_as_any_other() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        other = start(mesh, ends, "exception")
+        assert await mesh.link(other, other.ref) == 0
+        other.send("go")
+        with pytest.raises(ValueError, match="bad"):
+            await other.result()
+
+    in_world(test)
+
+
+@pytest.mark.parametrize("how", ["exception", "terminated", "normal"])
+def test_children_end_with_their_parent_however_it_ends_and_not_the_other_way(how: str) -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        parent, adopted = start(mesh, ends, how), start(mesh, waits)
+        child, grandchild_of = parent.child(waits), parent.child(waits)
+        grandchild = grandchild_of.child(waits)
+        just_created = Coro.start(mesh, waits, creator=parent)
+        assert await parent.adopt(adopted) == 0
+        assert set(parent.children()) == {each.ref for each in (child, grandchild_of, adopted, just_created)}
+        await child.terminate()
+        await child.stopped()
+        assert set(parent.children()) == {each.ref for each in (grandchild_of, adopted, just_created)}
+        assert not parent.done
+        await coro.monitor(parent)
+        parent.send("go")
+        await coro.receive()
+        for each in (grandchild_of, adopted, grandchild):
+            await each.stopped()
+            assert ended(each) == "parent ended"
+        assert not just_created.done
+
+    in_world(test)
+
+
+def test_one_that_ended_gets_no_children() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        parent = start(mesh, native, 1)
+        await parent.stopped()
+        with pytest.raises(RuntimeError, match="native .* has ended"):
+            parent.child(waits)
+        with pytest.raises(NoSuchCoro):
+            await coro.adopt(parent)
+
+    in_world(test)
+
+
+def test_many_children_are_looked_through_as_often_as_their_number_doubles() -> None:
+    looked = 0
+
+    def still_runs(ref: CoroRef) -> bool:
+        nonlocal looked
+        looked += 1
+        return ref.id <= 999 or ref.id > 50_000
+
+    running = Running(still_runs)
+    for number in range(1, 50_001):
+        running.add(CoroRef("n", 1, 2, number))
+        assert len(running) <= 2000
+    assert [ref.id for ref in running.refs()] == list(range(1, 1000))
+    assert looked < 3 * 50_000
+    looked = 0
+    for number in range(50_001, 100_001):
+        running.add(CoroRef("n", 1, 2, number))
+    assert len(running) == 50_999
+    assert looked < 3 * 50_000
+
+
+def test_join_waits_for_all_but_daemons_and_for_those_created_meanwhile() -> None:
+    async def test(mesh: Mesh, coro: Coro) -> None:
+        over = []
+
+        async def lasts(seconds: float, then: float = 0) -> None:
+            await asyncio.sleep(seconds)
+            if then:
+                Coro(lasts, then)
+            over.append(seconds)
+
+        async def becomes_daemon(coro: Any = None) -> None:
+            await coro.sleep(1)
+            coro.set_daemon()
+            await coro.receive()
+
+        daemon = start(mesh, waits)
+        daemon.set_daemon()
+        start(mesh, becomes_daemon)
+        start(mesh, lasts, 3, 4)
+        start(mesh, lasts, 2)
+        assert await join() == 0
+        assert over == [2, 3, 4]
+        daemon.set_daemon(False)
+        with pytest.raises(Timeout, match=r"^1 coroutines still ran after 5 s: waits"):
+            await join(timeout=5)
+
+    in_world(test)
