@@ -44,10 +44,14 @@ class Around(Protocol):
 
 
 class Exits:
-    """Outcomes, and who waits for them. `birth` is this process's own."""
+    """Outcomes, and who waits for them. `birth` is this process's own.
 
-    def __init__(self, birth: int, around: Around) -> None:
+    A node does not open errors that nobody asks about: it runs no coroutines that could have caused them, and nothing of users.
+    """
+
+    def __init__(self, birth: int, around: Around, opens_errors: bool = True) -> None:
         self._birth = birth
+        self._opens_errors = opens_errors
         self._around = around
         self._outcomes: OrderedDict[Key, Outcome] = OrderedDict()
         self._bytes = 0
@@ -125,8 +129,8 @@ class Exits:
     def expect(self, ref: CoroRef) -> None:
         """The end of that coroutine elsewhere will be told to us without asking: we had it created."""
         key = (ref.birth, ref.id)
-        if ref.birth != self._birth and key not in self._outcomes:
-            self._subscribed.add(key)
+        if ref.birth != self._birth and key not in self._outcomes and self._around.linked(ref.birth):
+            self._subscribed.add(key)  # else nobody is left to tell it: the link was lost in the turn that brought the answer
 
     def still_runs(self, ref: CoroRef) -> bool:
         """Whether, as far as this process was told, a coroutine that it had created has not ended."""
@@ -151,19 +155,27 @@ class Exits:
     async def monitor(self, observer: Coro, observed: CoroRef) -> int:
         """See Coro.monitor."""
         key, entry = (observed.birth, observed.id), (observer, observed)
-        if entry in self._monitors.get(key, ()):
-            return 0  # one notice, however often it was asked for
+        if observer.done or entry in self._monitors.get(key, ()):
+            return 0  # one notice, however often it was asked for; none where a task outlives its coroutine
         self._monitors.setdefault(key, []).append(entry)
         self._observed.setdefault(observer.ref.id, set()).add(key)
         try:
             await self.subscribe(observed)
         except BaseException:  # given up, or nobody could be asked: who gets the error gets no notice besides
             _discard(self._monitors, key, entry)
+            self._observes_no_more(observer, key)
             raise
         return 0
 
+    def _observes_no_more(self, coro: Coro, key: Key) -> None:
+        """One reason fewer to forget that with the coroutine: what lives long may monitor and link for ever."""
+        if not any(each[0] is coro for table in (self._monitors, self._followers) for each in table.get(key, ())):
+            self._observed.get(coro.ref.id, set()).discard(key)
+
     async def subscribed(self, coro: Coro, channel: CoroRef) -> None:
         """A coroutine of ours subscribes to that channel: whichever of both ends first, the other is told."""
+        if coro.done:  # since it was asked
+            raise NoSuchCoro(f"{coro} has ended")
         self.note_subscription(coro.ref.id, channel)
         try:
             await self.monitor(coro, channel)
@@ -176,8 +188,7 @@ class Exits:
         self.note_subscription(coro.ref.id, channel, False)
         key = (channel.birth, channel.id)
         _discard(self._monitors, key, (coro, channel))
-        if not any(each[0] is coro for each in self._followers.get(key, ())):
-            self._observed.get(coro.ref.id, set()).discard(key)
+        self._observes_no_more(coro, key)
 
     def note_subscription(self, coro_id: int, channel: CoroRef, holds: bool = True) -> None:
         """It subscribes to that channel, which is told when it ends; or does no longer."""
@@ -197,7 +208,7 @@ class Exits:
         try:
             await self.subscribe(leader)
         except BaseException:  # given up, or nobody could be asked: who gets the error is not bound besides
-            _discard(self._followers, (leader.birth, leader.id), (follower, leader, how))
+            self._follows_no_more(follower, leader, how)
             raise
 
     def follow_here(self, follower: Coro, leader: CoroRef, how: str) -> None:
@@ -210,7 +221,12 @@ class Exits:
 
     def unfollow(self, follower: Coro, leader: CoroRef) -> None:
         """Undo `follow` for a link; a child stays one."""
-        _discard(self._followers, (leader.birth, leader.id), (follower, leader, LINKED))
+        self._follows_no_more(follower, leader, LINKED)
+
+    def _follows_no_more(self, follower: Coro, leader: CoroRef, how: str) -> None:
+        key = (leader.birth, leader.id)
+        _discard(self._followers, key, (follower, leader, how))
+        self._observes_no_more(follower, key)
 
     def nobody(self, key: Key, where: str) -> None:
         """A message of ours found nobody there; said once, and further ones are refused."""
@@ -252,7 +268,7 @@ class Exits:
         """The end of a coroutine elsewhere came. An exception that nobody asks about in time is said in the log."""
         heard = key in self._waiters or key in self._monitors or key in self._followers
         self.settle(key, outcome)
-        if outcome.reason == EXCEPTION and not heard and len(self._unheard) < KEPT_OUTCOMES:
+        if self._opens_errors and outcome.reason == EXCEPTION and not heard and len(self._unheard) < KEPT_OUTCOMES:
             self._unheard[key] = where, outcome
             asyncio.get_running_loop().call_later(UNHEARD_AFTER, self._say_unheard, key)
 

@@ -34,6 +34,10 @@ class Around:
         self.posted: list[tuple[Any, Exit]] = []
         self.answer: Any = Answer("running", ())
         self.asked = 0
+        self.is_linked = True
+
+    def linked(self, birth: int) -> bool:
+        return self.is_linked
 
     def runs(self, coro_id: int) -> bool:
         return coro_id in self.running
@@ -213,20 +217,24 @@ def test_links_that_watch_are_told_and_lost_ones_are_not() -> None:
 
 def test_watching_answers_running_ended_or_unknown() -> None:
     async def test(exits: Exits, around: Around) -> None:
-        def watch(number: int) -> Any:
+        def watch(number: int, peer: Any) -> Any:
             answers: list[Any] = []
             incoming = SimpleNamespace(coro=number, reply=lambda value, body=(): answers.append((value, body)))
-            exits.on_watch(incoming, link())  # type: ignore[arg-type]
+            exits.on_watch(incoming, peer)  # type: ignore[arg-type]
             return answers[0]
 
         around.running = {1}
-        assert watch(1)[0] == "running"
+        peer, later = link(), link()
+        assert watch(1, peer)[0] == "running"
         around.running = set()
         exits.ended(coro(1), Outcome("normal", 5))
-        assert len(around.posted) == 1
-        value, body = watch(1)
+        assert [to for to, _ in around.posted] == [peer]
+        assert watch(1, later)[0] == "running", "the exit comes behind the messages, where some are still on their way"
+        to, notice = around.posted[1]
+        assert (to, notice.reason, payload.unpack(notice.body)) == (later, "normal", 5)
+        value, body = watch(1, None)
         assert (value, payload.unpack(body)) == (["normal", ""], 5)
-        assert watch(9)[0] == ["unknown", ""]
+        assert watch(9, peer)[0] == ["unknown", ""]
 
     with_exits(test)
 
@@ -327,5 +335,27 @@ def test_monitoring_twice_gives_one_notice() -> None:
             assert await exits.monitor(observer, ref(THERE)) == 0  # type: ignore[arg-type]
         exits.settle((THERE, 7), packed(1))
         assert observer.notices == [(ref(THERE), "normal")]
+
+    with_exits(test)
+
+
+def test_who_is_lost_in_the_turn_that_brought_its_answer_is_not_waited_for() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        around.is_linked, around.answer = False, PeerLost("gone")
+        exits.expect(ref(THERE))
+        assert not exits.still_runs(ref(THERE))
+        with pytest.raises(PeerLost, match="gone"):
+            await exits.result(ref(THERE), 5)
+
+    with_exits(test)
+
+
+def test_one_that_has_ended_neither_subscribes_nor_monitors() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        gone: Any = Observer(done=True)
+        with pytest.raises(NoSuchCoro):
+            await exits.subscribed(gone, ref(THERE))
+        assert await exits.monitor(gone, ref(THERE)) == 0
+        assert (exits._subscriptions, exits._monitors, exits._observed) == ({}, {}, {})
 
     with_exits(test)

@@ -935,3 +935,30 @@ def test_a_link_that_could_not_be_made_on_both_sides_is_none() -> None:
             assert await linking.result_here() == 0
 
     simulate(test)
+
+
+def test_who_asks_late_gets_the_notice_behind_messages_that_are_held_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mailbox, "MAILBOX_MESSAGES", 4)
+
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            receiver = start(a, waits)
+
+            async def floods() -> None:
+                for number in range(4):
+                    receiver.ref.send(number)
+                await until(lambda: b._holding.is_full(receiver.ref))
+                receiver.ref.send(4)
+
+            sender = start(b, floods)
+            await sender.result_here()
+            await receiver.monitor(sender.ref)
+            got = []
+            while not got or not isinstance(got[-1], ExitNotice):
+                await until(lambda: len(receiver.mailbox) > 0)
+                got.append(receiver.mailbox.take(None))
+                if receiver.held and receiver.mailbox.half_empty:
+                    a.drained(receiver)
+            assert got[:-1] == [0, 1, 2, 3, 4]
+
+    simulate(test)

@@ -153,7 +153,7 @@ def programs(draw: Callable[..., Any], scenes: int = 8) -> Program:
     latency = draw(st.sampled_from([0.0, 0.02, 0.3]))
     wait = st.builds(Wait, st.sampled_from([0.0, 0.01, 0.5, 4.0, 20.0]))
     scene = st.tuples(st.lists(step(processes, coroutines), min_size=1, max_size=8), wait)
-    drawn = draw(st.lists(scene, min_size=1, max_size=scenes))
+    drawn = draw(st.lists(st.one_of(scene, scene.map(_same), _flood(coroutines)), min_size=1, max_size=scenes))
     steps = tuple(each for steps, pause in drawn for each in (*steps, pause))
     return Program(processes, coroutines, steps, latency, draw(st.booleans()), draw(st.integers(0, 9)))
 
@@ -167,6 +167,16 @@ def step(processes: int, coroutines: int) -> st.SearchStrategy[Step]:
 def _same(drawn: Step) -> Step:
     """one_of takes the same strategy only once, but not one that is mapped."""
     return drawn
+
+
+def _flood(coroutines: int) -> st.SearchStrategy[Any]:
+    """More than a mailbox takes, and then, when its senders know, some more: these wait at them."""
+    who = st.integers(0, coroutines - 1)
+    return st.builds(
+        lambda by, to, first, more, ends: ([Send(by, to, first), Wait(1.0), Send(by, to, more), *ends], Wait(0.5)),
+        *(who, who, st.integers(4, 7), st.integers(1, 5)),
+        st.sampled_from([[], [Finish(0)], [Finish(1)], [Finish(1, True)]]),
+    )
 
 
 def _talk(coroutines: int) -> list[st.SearchStrategy[Any]]:
