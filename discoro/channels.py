@@ -57,8 +57,11 @@ class Channel(Served):
         how many coroutines got it, those behind further channels included; 0 where a transform dropped it.
 
         Raises Timeout after `timeout` seconds, which says how many had it by then; what a transform raises; NoSuchCoro where
-        the channel ended; Overloaded where too many wait; PeerLost, WorkerLost, Unreachable, PackError, TooLarge.
+        the channel ended; Overloaded where too many wait; PeerLost, WorkerLost, Unreachable, PackError, TooLarge; ConfigError
+        for an `n` that is no number, or below 0.
         """
+        if type(n) is not int or n < 0:
+            raise ConfigError(f"n is a number of coroutines, 0 or more; this is {n!r:.80}")
         mesh = mesh_here()
         home = self._home(mesh, Hub)
         if home is None:
@@ -85,8 +88,9 @@ class Channel(Served):
         """Have a coroutine, or another channel, get everything that is sent from now on. Returns 0 once that is so.
 
         Any coroutine may do it for any other. One that ends is dropped. A channel hands on what it gets to its own subscribers;
-        where channels subscribe to each other in a circle, a message goes round once. Raises NoSuchCoro where either has ended,
-        Timeout, Overloaded for more than 10,000 subscribers, PeerLost, WorkerLost, Unreachable, ConfigError.
+        where channels subscribe to each other in a circle, a message goes round once; where several ways lead to a subscriber,
+        it comes by each. Raises NoSuchCoro where either has ended, Timeout, Overloaded for more than 10,000 subscribers,
+        PeerLost, WorkerLost, Unreachable, ConfigError.
         """
         mesh, ref = mesh_here(), _subscriber(subscriber)
         arguments = {"subscriber": ref.to_plain()}

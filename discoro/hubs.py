@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from discoro import payload
 from discoro.answers import RAISED, ref_in
-from discoro.errors import ConfigError, DiscoroError, NoSuchCoro, Overloaded, PeerLost, Timeout
+from discoro.errors import ConfigError, DiscoroError, NoSuchCoro, Overloaded, PeerLost, ProtocolError, Timeout
 from discoro.mesh import checked
 from discoro.messages import Part
 from discoro.outcomes import CHANNEL_CLOSED
@@ -237,15 +237,21 @@ class Hub(Home):
             answer = await self.mesh.request(to, "deliver", {"id": number, "trail": trail}, load.packed(), lane=self._lane)
         except asyncio.CancelledError:
             if self.mesh.linked(to.birth):
-                self.mesh.ask_later(to, "withdraw", {"id": number})
+                with contextlib.suppress(DiscoroError):
+                    self.mesh.tell(to, "withdraw", {"id": number}, lane=self._lane)  # behind what it withdraws
             raise
         return int(checked(answer).value)
 
-    async def _on_deliver(self, incoming: Incoming) -> None:
-        key = incoming.peer.birth, number_in(incoming, "id", 0) or -next(numbers)
-        delivery = self._asked[key] = Delivery(self, number_in(incoming, "n", 0))
+    def _on_deliver(self, incoming: Incoming) -> Awaitable[None]:
+        key, trail = (incoming.peer.birth, number_in(incoming, "id", 0) or -next(numbers)), trail_in(incoming)
+        if key in self._asked:
+            raise ProtocolError(f"{incoming.verb} under a number that waits already")
+        self._asked[key] = Delivery(self, number_in(incoming, "n", 0))  # at once: it may be withdrawn in this very turn
+        return self._delivered(incoming, key, trail)
+
+    async def _delivered(self, incoming: Incoming, key: tuple[int, int], trail: Trail) -> None:
         try:
-            incoming.reply(await self.deliver(delivery, Load(body=incoming.body), trail_in(incoming)))
+            incoming.reply(await self.deliver(self._asked[key], Load(body=incoming.body), trail))
         except DiscoroError:
             raise
         except Exception as error:  # of a transform: it goes to the deliverer as it is
@@ -274,9 +280,9 @@ class Hub(Home):
 
     async def _on_subscribe(self, incoming: Incoming) -> None:
         ref = ref_in(incoming, "subscriber")
-        if len(self._subscribers) + len(self._joining) >= MAX_SUBSCRIBERS:
-            raise Overloaded(f"{self} has {MAX_SUBSCRIBERS} subscribers: have others subscribe to a channel that does to this")
         if ref not in self._subscribers:
+            if len(self._subscribers) + len(self._joining) >= MAX_SUBSCRIBERS:
+                raise Overloaded(f"{self} has {MAX_SUBSCRIBERS} subscribers: have others subscribe to a channel behind it")
             self._joining.add(ref)
             try:
                 answer = await self.mesh.request(ref, "subscribed", {"channel": self.coro.ref.to_plain()})
@@ -287,12 +293,12 @@ class Hub(Home):
         incoming.reply(0)
 
     def _join(self, new: Subscriber) -> None:
-        if self._ended:
-            raise NoSuchCoro(self._ended)
         if new.ref in self._subscribers:  # by another request meanwhile
             return
-        if new.ref not in self._joining:  # unsubscribed meanwhile
+        if self._ended or new.ref not in self._joining:  # unsubscribed meanwhile
             self.mesh.ask_later(new.ref, "unsubscribed", {"channel": self.coro.ref.to_plain()})
+            if self._ended:
+                raise NoSuchCoro(self._ended)
             return
         self._joining.discard(new.ref)
         self._subscribers[new.ref] = new

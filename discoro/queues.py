@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from discoro import payload
@@ -157,10 +156,9 @@ class _Here:
 
 
 class _Getting(NamedTuple):
-    """A coroutine elsewhere waits for an item; `under_way` keeps it until that confirms."""
+    """A coroutine elsewhere waits for an item."""
 
     incoming: Incoming
-    under_way: Callable[[_Item], None]
 
     def give(self, item: _Item) -> bool:
         try:
@@ -168,7 +166,6 @@ class _Getting(NamedTuple):
         except DiscoroError as error:  # an object that cannot travel
             self.incoming.fail(error)
             return False
-        self.under_way(item)
         return True
 
     def fail(self, error: DiscoroError) -> None:
@@ -200,7 +197,7 @@ class _Line(Home):
         self._getters: OrderedDict[Key, _Waiter] = OrderedDict()
         self._putters: OrderedDict[Key, tuple[_Waiter, Any, int]] = OrderedDict()  # with content and size of the item
         self._putting_bytes = 0
-        self._under_way: dict[Key, _Item] = {}  # to other processes
+        self._under_way: dict[Key, _Item] = {}  # given, and not yet known to be taken
         self._closed = False
         self._ready = 0
         self.verbs |= {"put": self._on_put, "get": self._on_get, "took": self._on_took}
@@ -221,12 +218,12 @@ class _Line(Home):
         waiter, key = _Here(), (0, next(numbers))
         self._add_getter(key, waiter)
         try:
-            return await self._answer(self._getters, key, waiter, timeout)
+            item = await self._answer(self._getters, key, waiter, timeout)
         except BaseException:
-            given = waiter.given
-            if not given.cancelled() and given.exception() is None:  # cancelled in the turn in which it got one
-                self._put_back(given.result())
+            self._give_back(key)  # cancelled in the turn in which it got one
             raise
+        self._taken(key)
+        return item
 
     async def _answer(self, waiters: OrderedDict[Key, Any], key: Key, waiter: _Here, timeout: float | None) -> _Item:
         """What the waiter is given; it waits no longer than this does."""
@@ -260,21 +257,18 @@ class _Line(Home):
 
     def _on_get(self, incoming: Incoming) -> None:
         key = self._key(incoming, new=True)
-        self._add_getter(key, _Getting(incoming, lambda item: self._under_way.__setitem__(key, item)))
+        self._add_getter(key, _Getting(incoming))
         if incoming.arguments.get("waits") is False:
             self._forget([key], Timeout("there is no item"))
 
     def _on_took(self, incoming: Incoming) -> None:
-        self._under_way.pop(self._key(incoming), None)
-        self._move()
+        self._taken(self._key(incoming))
         incoming.reply(0)
 
     def _on_withdraw(self, incoming: Incoming) -> None:
         """Nobody waits any more: the item goes back, or is not put in; too late for one that is in."""
         key = self._key(incoming)
-        item = self._under_way.pop(key, None)
-        if item is not None:
-            self._put_back(item)
+        self._give_back(key)
         self._forget([key], Timeout("withdrawn"))
         incoming.reply(0)
 
@@ -306,14 +300,15 @@ class _Line(Home):
     def _add_putter(self, key: Key, waiter: _Waiter, content: Any, size: int) -> None:
         if self._closed:
             raise QueueClosed(f"{self} is closed: nothing more is put in")
-        if len(self._putters) >= MAX_WAITING or self._putting_bytes + size > max(WAITING_BYTES, size):
+        too_many_bytes = 0 < self._putting_bytes > WAITING_BYTES - size and size > 0  # one alone may have any size
+        if len(self._putters) >= MAX_WAITING or too_many_bytes:
             raise Overloaded(f"{len(self._putters)} items of {self._putting_bytes} bytes wait for room in {self}: no more may")
         self._putters[key] = waiter, content, size
         self._putting_bytes += max(size, 0)
         self._move()
 
     def _add_getter(self, key: Key, waiter: _Waiter) -> None:
-        if len(self._getters) >= MAX_WAITING:
+        if len(self._getters) + len(self._under_way) >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} wait for an item of {self}, and no more may")
         self._getters[key] = waiter
         self._move()
@@ -330,7 +325,7 @@ class _Line(Home):
                     self._items.append(item)
                     self._bytes += max(size, 0)
             elif self._items and self._getters:
-                self._hand_out(self._getters.popitem(last=False)[1])
+                self._hand_out(*self._getters.popitem(last=False))
             else:
                 break
         if self._closed and not self._items and not self._under_way:
@@ -340,15 +335,21 @@ class _Line(Home):
     def _has_room(self, size: int) -> bool:
         return not self._items or (len(self._items) < self._maxsize and self._bytes + max(size, 0) <= QUEUE_BYTES)
 
-    def _hand_out(self, getter: _Waiter) -> None:
-        item = self._items.popleft()
-        if getter.give(item):
+    def _hand_out(self, key: Key, getter: _Waiter) -> None:
+        if getter.give(self._items[0]):
+            item = self._under_way[key] = self._items.popleft()
             self._bytes -= max(item.size, 0)
-        else:
-            self._items.appendleft(item)
 
-    def _put_back(self, item: _Item) -> None:
-        """To its place: before all that were put in after it."""
+    def _taken(self, key: Key) -> None:
+        """What was given there has arrived."""
+        if self._under_way.pop(key, None) is not None:
+            self._move()
+
+    def _give_back(self, key: Key) -> None:
+        """What was given there, if anything, goes to its place: before all that were put in after it."""
+        item = self._under_way.pop(key, None)
+        if item is None:
+            return
         index = next((index for index, each in enumerate(self._items) if each.number > item.number), len(self._items))
         self._items.insert(index, item)
         self._bytes += max(item.size, 0)
@@ -365,6 +366,7 @@ class _Line(Home):
     def on_end(self, why: str) -> None:
         """Closed and empty, or ended from outside: who waits is told."""
         self._closed = True
+        self._under_way.clear()
         for waiters in (self._putters, self._getters):
             self._fail_all(waiters, f"{self} has ended ({why})")
         if self._items:
