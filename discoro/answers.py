@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 from discoro import payload
 from discoro.coro import Coro
-from discoro.errors import DiscoroError, NoSuchCoro, ProtocolError
+from discoro.errors import DiscoroError, NoReply, NoSuchCoro, ProtocolError
 from discoro.exits import Exits
 from discoro.link import Link
 from discoro.mailbox import Question
-from discoro.messages import Greeting, Part
+from discoro.messages import Greeting, Part, body_size
 from discoro.outcomes import LINKED, PARENT, TERMINATED
 from discoro.references import CoroRef
 from discoro.requests import Incoming, answering
@@ -35,6 +35,7 @@ class Around(Protocol):
     def ref_of(self, coro_id: int) -> CoroRef: ...
     def put(self, link: Link | None, coro: Coro, body: Sequence[Part], question: Question | None = None) -> None: ...
     def in_loop(self, function: Callable[..., Any], *args: Any) -> None: ...
+    def soon(self, function: Callable[..., Any], *args: Any) -> None: ...
     def spawn(self, work: Awaitable[Any]) -> None: ...
 
 
@@ -103,7 +104,11 @@ class Answers:
     def _ask(self, incoming: Incoming, coro: Coro, link: Link | None) -> None:
         def answer(value: Any, error: BaseException | None) -> None:
             if error is None:
-                self._around.in_loop(incoming.reply, None, payload.pack(value))
+                body = payload.pack(value)
+                body_size(body)  # too large is said now: what another thread has done in the loop raises nothing there
+                self._around.in_loop(incoming.reply, None, body)
+            elif isinstance(error, NoReply):  # the garbage collector may say it, in the middle of anything
+                self._around.soon(incoming.fail, error)
             elif isinstance(error, DiscoroError):
                 self._around.in_loop(incoming.fail, error)
             else:

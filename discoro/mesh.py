@@ -132,7 +132,7 @@ class Mesh:
         self.addresses = self._listen(transport)
         self._peers.me = self._peers.me._replace(addresses=tuple(self.addresses[: messages.MAX_ADDRESSES]))
         self._names = Names(self, options.discover_timeout, settle=0.0 if options.local else SETTLE)
-        self._exits = Exits(self.me.birth, self)
+        self._exits = Exits(self.me.birth, self, opens_errors=self._place.role != "node")
         self._answers = Answers(self, self._exits, self.handlers)
         is_worker = self._place.role == "worker"
         found = Finding(self, self.interfaces, options.mdns and not options.local and not is_worker, self.security.open)
@@ -206,8 +206,12 @@ class Mesh:
         if threading.get_ident() == self._thread:
             function(*args)
         else:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the mesh
-                self._loop.call_soon_threadsafe(function, *args)
+            self.soon(function, *args)
+
+    def soon(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call it in the thread of the mesh, when what is being done there now is done."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the mesh
+            self._loop.call_soon_threadsafe(function, *args)
 
     def _from_thread(self, function: Callable[..., Any], *args: Any) -> None:
         """The same from another thread, as of asyncio.to_thread: waits until it is done, raises what it raises."""
@@ -475,25 +479,27 @@ class Mesh:
 
     async def deliver(self, to: CoroRef, message: object, timeout: float | None) -> int:
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout) as limit:
                 await self.wait_for_room(to)
                 if to.birth == self.me.birth and self._here(to).service is None:
                     self._here(to).accept(message)
                     return 1
                 return int(checked(await self.request(to, "deliver", {}, payload.pack(message))).value)
         except TimeoutError:
+            if not limit.expired():  # what a transform raised
+                raise
             raise Timeout(f"the message was not in the mailbox of {to} within {timeout:g} s") from None
 
     async def ask_coro(self, to: CoroRef, message: object, timeout: float | None) -> Any:
         """See Handle.ask."""
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout) as limit:
                 await self.wait_for_room(to)
                 if to.birth == self.me.birth:
                     return await self._ask_here(self._here(to), message)
                 answer = await self.request(to, "ask", {}, payload.pack(message))
-        except TimeoutError as error:
-            if isinstance(error, Timeout):  # the reply itself
+        except TimeoutError:
+            if not limit.expired():  # the reply itself
                 raise
             raise Timeout(f"{to} did not reply within {timeout:g} s") from None
         return payload.unpack(checked(answer).body, namespace_here())
@@ -784,7 +790,15 @@ class Mesh:
         return await self._exits.monitor(observer, observed)
 
     async def link(self, coro: Coro, other: CoroRef) -> int:
-        """See Coro.link: each of both sides watches the other."""
+        """See Coro.link: each of both sides watches the other, or none."""
+        try:
+            return await self._link_both(coro, other)
+        except BaseException:  # given up in the middle
+            if self.linked(other.birth):
+                self.ask_later(other, "unfollow", {"leader": coro.ref.to_plain()})
+            raise
+
+    async def _link_both(self, coro: Coro, other: CoroRef) -> int:
         try:
             await self.request(other, "follow", {"leader": coro.ref.to_plain()})
         except NoSuchCoro:
