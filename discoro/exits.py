@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from discoro.coro import Coro, sender
 from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, Timeout, Unreachable, WorkerLost
@@ -24,13 +24,16 @@ from discoro.requests import Answer, Incoming
 
 log = logging.getLogger("discoro.exits")
 
-KEPT_OUTCOMES = 10_000  # ended coroutines whose outcome can still be asked for
-KEPT_BYTES = 16 * MIB  # and what their packed values may hold
+KEPT_OUTCOMES = 100_000  # ended coroutines whose outcome can still be asked for: who runs many asks when all are under way
+KEPT_BYTES = 16 * MIB  # and what their values may hold
+KEPT_KEYS = 10_000  # of whatever else is remembered of coroutines that are gone
 MAX_SUBSCRIPTIONS = 1000  # channels that one coroutine subscribes to: each is told when it ends
 
 UNHEARD_AFTER = 2.0  # seconds that a program has to ask how a coroutine of its own failed, before the log says it
 
 Key = tuple[int, int]  # birth and coro-id
+Who = TypeVar("Who")
+Follow = tuple[int, str]  # the id of the one that follows, and LINKED or PARENT
 
 
 class Around(Protocol):
@@ -55,9 +58,10 @@ class Exits:
         self._around = around
         self._outcomes: OrderedDict[Key, Outcome] = OrderedDict()
         self._bytes = 0
-        self._waiters: dict[Key, list[asyncio.Future[Outcome]]] = {}
-        self._monitors: dict[Key, list[tuple[Coro, CoroRef]]] = {}
-        self._followers: dict[Key, list[tuple[Coro, CoroRef, str]]] = {}  # who ends with that one: linked, or its child
+        # Whose end, and then who is told: many may wait for one, and one for many; neither makes the other slower.
+        self._waiters: dict[Key, dict[asyncio.Future[Outcome], None]] = {}
+        self._monitors: dict[Key, dict[int, tuple[Coro, CoroRef]]] = {}  # by the id of the observer
+        self._followers: dict[Key, dict[Follow, tuple[Coro, CoroRef]]] = {}  # who ends with that one: linked, or its child
         self._observed: dict[int, set[Key]] = {}  # what each coroutine of ours monitors or follows, forgotten with it
         self._subscriptions: dict[int, dict[CoroRef, None]] = {}  # channels that each coroutine of ours subscribes to
         self._deferred: dict[tuple[Key, int], tuple[Coro, CoroRef, Outcome] | None] = {}  # notices that wait, by monitor's id
@@ -92,9 +96,9 @@ class Exits:
     def ended(self, coro: Coro, outcome: Outcome) -> None:
         """A coroutine of this process ended."""
         for key in self._observed.pop(coro.ref.id, ()):
-            for table in (self._monitors, self._followers):
-                for entry in [each for each in table.get(key, ()) if each[0] is coro]:
-                    _discard(table, key, entry)
+            _discard(self._monitors, key, coro.ref.id)
+            for how in (LINKED, PARENT):
+                _discard(self._followers, key, (coro.ref.id, how))
         for channel in self._subscriptions.pop(coro.ref.id, ()):
             if self._around.linked(channel.birth):
                 self._around.ask_later(channel, "unsubscribe", {"subscriber": coro.ref.to_plain()})
@@ -140,7 +144,7 @@ class Exits:
         """See Handle.result."""
         waiter: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         key = (of.birth, of.id)
-        self._waiters.setdefault(key, []).append(waiter)
+        self._waiters.setdefault(key, {})[waiter] = None
         try:
             async with asyncio.timeout(timeout):
                 await self.subscribe(of)
@@ -154,22 +158,23 @@ class Exits:
 
     async def monitor(self, observer: Coro, observed: CoroRef) -> int:
         """See Coro.monitor."""
-        key, entry = (observed.birth, observed.id), (observer, observed)
-        if observer.done or entry in self._monitors.get(key, ()):
+        key = (observed.birth, observed.id)
+        if observer.done or observer.ref.id in self._monitors.get(key, ()):
             return 0  # one notice, however often it was asked for; none where a task outlives its coroutine
-        self._monitors.setdefault(key, []).append(entry)
+        self._monitors.setdefault(key, {})[observer.ref.id] = observer, observed
         self._observed.setdefault(observer.ref.id, set()).add(key)
         try:
             await self.subscribe(observed)
         except BaseException:  # given up, or nobody could be asked: who gets the error gets no notice besides
-            _discard(self._monitors, key, entry)
+            _discard(self._monitors, key, observer.ref.id)
             self._observes_no_more(observer, key)
             raise
         return 0
 
     def _observes_no_more(self, coro: Coro, key: Key) -> None:
         """One reason fewer to forget that with the coroutine: what lives long may monitor and link for ever."""
-        if not any(each[0] is coro for table in (self._monitors, self._followers) for each in table.get(key, ())):
+        follows = self._followers.get(key, {})
+        if coro.ref.id not in self._monitors.get(key, ()) and not any((coro.ref.id, how) in follows for how in (LINKED, PARENT)):
             self._observed.get(coro.ref.id, set()).discard(key)
 
     async def subscribed(self, coro: Coro, channel: CoroRef) -> None:
@@ -187,7 +192,7 @@ class Exits:
         """Undo `subscribed`: no notice comes of that channel any more."""
         self.note_subscription(coro.ref.id, channel, False)
         key = (channel.birth, channel.id)
-        _discard(self._monitors, key, (coro, channel))
+        _discard(self._monitors, key, coro.ref.id)
         self._observes_no_more(coro, key)
 
     def note_subscription(self, coro_id: int, channel: CoroRef, holds: bool = True) -> None:
@@ -213,10 +218,10 @@ class Exits:
 
     def follow_here(self, follower: Coro, leader: CoroRef, how: str) -> None:
         """The same where the end of `leader` is told anyway: it is a running coroutine of this process."""
-        key, entry = (leader.birth, leader.id), (follower, leader, how)
-        if follower.done or entry in self._followers.get(key, ()):
+        if follower.done:
             return
-        self._followers.setdefault(key, []).append(entry)
+        key = (leader.birth, leader.id)
+        self._followers.setdefault(key, {})[follower.ref.id, how] = follower, leader
         self._observed.setdefault(follower.ref.id, set()).add(key)
 
     def unfollow(self, follower: Coro, leader: CoroRef) -> None:
@@ -225,7 +230,7 @@ class Exits:
 
     def _follows_no_more(self, follower: Coro, leader: CoroRef, how: str) -> None:
         key = (leader.birth, leader.id)
-        _discard(self._followers, key, (follower, leader, how))
+        _discard(self._followers, key, (follower.ref.id, how))
         self._observes_no_more(follower, key)
 
     def nobody(self, key: Key, where: str) -> None:
@@ -251,14 +256,14 @@ class Exits:
         for waiter in self._waiters.pop(key, ()):
             if not waiter.done():
                 waiter.set_result(outcome)
-        for observer, observed in self._monitors.pop(key, ()):
+        for observer, observed in self._monitors.pop(key, {}).values():
             self._observed.get(observer.ref.id, set()).discard(key)
             self.note_subscription(observer.ref.id, observed, False)
             if (key, observer.ref.id) in self._deferred:
                 self._deferred[key, observer.ref.id] = observer, observed, outcome
             elif not observer.done:
                 observer.notify(observed, outcome)
-        for follower, leader, how in self._followers.pop(key, ()):
+        for (_, how), (follower, leader) in self._followers.pop(key, {}).items():
             self._observed.get(follower.ref.id, set()).discard(key)
             if how == PARENT or outcome.reason != NORMAL:
                 what = "its parent" if how == PARENT else "linked with it,"
@@ -268,7 +273,7 @@ class Exits:
         """The end of a coroutine elsewhere came. An exception that nobody asks about in time is said in the log."""
         heard = key in self._waiters or key in self._monitors or key in self._followers
         self.settle(key, outcome)
-        if self._opens_errors and outcome.reason == EXCEPTION and not heard and len(self._unheard) < KEPT_OUTCOMES:
+        if self._opens_errors and outcome.reason == EXCEPTION and not heard and len(self._unheard) < KEPT_KEYS:
             self._unheard[key] = where, outcome
             asyncio.get_running_loop().call_later(UNHEARD_AFTER, self._say_unheard, key)
 
@@ -286,10 +291,10 @@ class Exits:
 
     def defer(self, key: Key, to: int) -> None:
         """The notice of that coroutine for our coroutine `to` is to wait: messages of it are held at the sender."""
-        if len(self._deferred) < KEPT_OUTCOMES:
+        if len(self._deferred) < KEPT_KEYS:
             self._deferred.setdefault((key, to), None)
         else:
-            log.warning("! %d exit notices wait: that of coroutine %d may come before its messages", KEPT_OUTCOMES, key[1])
+            log.warning("! %d exit notices wait: that of coroutine %d may come before its messages", KEPT_KEYS, key[1])
 
     def release(self, key: Key, to: int) -> None:
         """The messages it waited for have come."""
@@ -356,12 +361,12 @@ class Exits:
             self._bytes -= oldest.size
 
 
-def _discard(table: dict[Key, list[Any]], key: Key, entry: Any) -> None:
-    entries = table.get(key, [])
-    if entry in entries:
-        entries.remove(entry)
-    if not entries:
-        table.pop(key, None)
+def _discard(table: dict[Key, dict[Who, Any]], key: Key, who: Who) -> None:
+    entries = table.get(key)
+    if entries is not None:
+        entries.pop(who, None)
+        if not entries:
+            del table[key]
 
 
 def _remember(known: OrderedDict[Key, None], key: Key) -> bool:
@@ -369,7 +374,7 @@ def _remember(known: OrderedDict[Key, None], key: Key) -> bool:
     if key in known:
         return False
     known[key] = None
-    if len(known) > KEPT_OUTCOMES:
+    if len(known) > KEPT_KEYS:
         known.popitem(last=False)
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -48,8 +49,8 @@ class Outcome:
 
     @property
     def size(self) -> int:
-        """Bytes that its packed body holds."""
-        return sum(len(part) for part in self.body) if self.body else 0
+        """Bytes that its packed body holds, or its value, without what that only refers to."""
+        return sum(len(part) for part in self.body) if self.body else sys.getsizeof(self.value, 0)
 
     def unpacked(self, namespace: payload.Namespace | None, where: str = "") -> Outcome:
         """The same with its body opened; one that cannot be opened becomes an UnpackError in place of the value.

@@ -359,3 +359,14 @@ def test_one_that_has_ended_neither_subscribes_nor_monitors() -> None:
         assert (exits._subscriptions, exits._monitors, exits._observed) == ({}, {}, {})
 
     with_exits(test)
+
+
+def test_values_that_stay_in_the_process_count_as_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "KEPT_BYTES", 10_000)
+
+    async def test(exits: Exits, around: Around) -> None:
+        for number in range(5):
+            exits.settle((HERE, number), Outcome("normal", bytes(4000)))
+        assert list(exits._outcomes) == [(HERE, 3), (HERE, 4)]
+
+    with_exits(test)
