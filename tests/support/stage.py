@@ -455,7 +455,7 @@ class Stage:
         await asyncio.sleep(HEALING)
         living = [actor for actor in everybody if actor.life.up and not actor.coro.done]
         for actor in living:
-            self.events.append(Lives(self.now, actor.who, actor.over or len(actor.coro.mailbox) < MAILBOX))
+            self.events.append(Lives(self.now, actor.who, actor.over or not actor.coro.held))
         for actor in living:
             self.events.append(Condemned(self.now, actor.who))
             actor.coro.stop("terminated")
