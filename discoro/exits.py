@@ -173,8 +173,8 @@ class Exits:
 
     def _observes_no_more(self, coro: Coro, key: Key) -> None:
         """One reason fewer to forget that with the coroutine: what lives long may monitor and link for ever."""
-        follows = self._followers.get(key, {})
-        if coro.ref.id not in self._monitors.get(key, ()) and not any((coro.ref.id, how) in follows for how in (LINKED, PARENT)):
+        number, follows = coro.ref.id, self._followers.get(key, ())
+        if not (number in self._monitors.get(key, ()) or (number, LINKED) in follows or (number, PARENT) in follows):
             self._observed.get(coro.ref.id, set()).discard(key)
 
     async def subscribed(self, coro: Coro, channel: CoroRef) -> None:

@@ -179,9 +179,49 @@ def test_monitors_are_forgotten_with_their_observer() -> None:
                 await exits.monitor(observer, ref(THERE, number))  # type: ignore[arg-type]
         exits.settle((THERE, 8), packed("value"))
         exits.ended(ends, Outcome("normal"))  # type: ignore[arg-type]
-        assert [[observer for observer, _ in entries] for entries in exits._monitors.values()] == [[lives]]
+        assert [[observer for observer, _ in entries.values()] for entries in exits._monitors.values()] == [[lives]]
         exits.ended(lives, Outcome("normal"))  # type: ignore[arg-type]
         assert not exits._monitors and not exits._observed
+
+    with_exits(test)
+
+
+class Compared(Observer):
+    """One that counts how often it is looked at to find another."""
+
+    times = 0
+    __hash__ = object.__hash__
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.ref = ref(HERE, number)
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return self is other
+
+    def stop(self, reason: str, why: str) -> None:
+        self.notices.append(reason)
+
+
+def test_the_many_who_monitor_or_follow_one_are_not_gone_through_for_each() -> None:
+    async def test(exits: Exits, around: Around) -> None:
+        around.running = {7}
+        others: list[Any] = [Compared(number) for number in range(100, 400)]
+        for other in others:
+            await exits.monitor(other, ref(HERE))
+            await exits.follow(other, ref(HERE), "linked")
+            exits.follow_here(other, ref(HERE), "parent ended")
+        for other in others[:100]:
+            exits.ended(other, Outcome("normal"))
+        for other in others[100:200]:
+            exits.unfollow(other, ref(HERE))
+        exits.settle((HERE, 7), Outcome("terminated"))
+        assert not exits._observed.get(399)
+        told = [[notice if isinstance(notice, str) else notice[1] for notice in other.notices] for other in others]
+        once = ["terminated", "parent ended"]
+        assert told == [[]] * 100 + [once] * 100 + [["terminated", "linked", "parent ended"]] * 100
+        assert Compared.times == 0
 
     with_exits(test)
 
