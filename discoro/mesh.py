@@ -201,6 +201,14 @@ class Mesh:
         while not self._peers.idle() and self._loop.time() < until:
             await asyncio.sleep(0.005)
 
+    def check_thread(self) -> None:
+        """RuntimeError in another thread, whose loop, if it has one, is not the one that wakes what waits here."""
+        if threading.get_ident() != self._thread:
+            raise RuntimeError(
+                "this is another thread than the mesh's: in a thread only send works; a coroutine does the rest, or "
+                "asyncio.run_coroutine_threadsafe(operation, loop).result(), with the loop of that coroutine"
+            )
+
     def in_loop(self, function: Callable[..., Any], *args: Any) -> None:
         """Call it in the thread of the mesh: now where this is that one, else soon."""
         if threading.get_ident() == self._thread:
@@ -751,9 +759,7 @@ class Mesh:
         parent = self._coros.get(coro.parent)
         if parent is not None:
             parent.child_ended(coro.ref)
-        gone = self._names.forget(coro)
-        if gone:
-            self.spawn(self._names.withdraw(coro.ref, gone))
+        self._withdraw(coro.ref, self._names.forget(coro))
         self.drained(coro)  # who waits for room there, here or elsewhere, learns that nobody is there
         awaited = coro.observed or self._exits.is_awaited(number)
         if outcome.reason == EXCEPTION and not awaited:
@@ -761,6 +767,14 @@ class Mesh:
         if coro.service is not None:
             coro.service.on_end(outcome.text or outcome.reason)
         self._exits.ended(coro, outcome)
+
+    def _withdraw(self, ref: CoroRef, names: Sequence[str]) -> None:
+        """A coroutine of ours ended: its names are withdrawn ahead of its exit notice, for whoever gets that."""
+        for node in self.nodes() if names and self.me.role != "node" else ():
+            for name in names:
+                with contextlib.suppress(DiscoroError):
+                    to = CoroRef(node.node, node.pid, node.birth, 0, node.name)
+                    self.tell(to, "unregister", {"name": name, "ref": ref.to_plain()}, lane=ref.id)
 
     def post_exit(self, link: Link, operation: Exit) -> None:
         """The notice goes the way of the coroutine's messages, so that it comes last, behind those that are held too."""

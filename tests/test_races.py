@@ -14,6 +14,7 @@ from discoro.channels import Channel
 from discoro.coro import Coro
 from discoro.errors import NoReply, ProtocolError, Timeout, TooLarge
 from discoro.hubs import Hub
+from discoro.link import Link
 from discoro.mailbox import Question
 from discoro.mesh import Mesh
 from discoro.messages import Exit
@@ -292,5 +293,35 @@ def test_items_under_way_are_bounded_as_those_who_wait(monkeypatch: pytest.Monke
                 except Exception as error:
                     said.append(type(error).__name__)
             assert said == [0, 1, 2, "Overloaded", "Overloaded"]
+
+    simulate(test)
+
+
+def test_who_hears_of_an_end_finds_the_name_no_more() -> None:
+    async def goes_by(name: str, coro: Any = None) -> None:
+        await coro.register(name)
+        await coro.receive()
+
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            named = start(b, goes_by, "charles")
+            await until(lambda: bool(a._names.known("charles")))
+            came: list[Any] = []
+            handle = a.operation
+
+            def operation(link: Link, operation: messages.Operation) -> None:
+                came.append((type(operation).__name__, a._names.known("charles")))
+                handle(link, operation)
+
+            a.operation = operation  # type: ignore[method-assign]
+
+            async def ends() -> None:
+                monitoring = asyncio.ensure_future(named.ref.result())
+                await asyncio.sleep(1)
+                named.ref.send("end")
+                await monitoring
+
+            await a.run(ends)
+            assert ("Exit", []) in came
 
     simulate(test)
