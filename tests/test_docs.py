@@ -15,6 +15,7 @@ import pytest
 import discoro
 from discoro.cli.node import CONFIG, UNAVAILABLE, parser
 from discoro.options import MeshOptions
+from discoro.server import VERBS
 from tests.test_layers import FRONT_DOOR, ORDER, OUTSIDE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,3 +117,14 @@ def test_the_tests_that_hold_the_promises_exist() -> None:
         source = (ROOT / "tests" / file).read_text(encoding="utf-8")
         for name in re.findall(r"`(test_\w+)`", names):
             assert f"def {name}(" in source, f"{file}: {name}"
+
+
+def test_the_page_of_the_protocol_has_every_verb() -> None:
+    tables = [line for line in text_of("reference/protocol.md").splitlines() if line.startswith("| `")]
+    described = {verb for line in tables for verb in re.findall(r"`([a-z]+)`", line.split("|")[1])}
+    answered = set(VERBS)
+    for module in ("answers", "hubs", "introducing", "mesh", "queues", "rci", "services"):
+        text = (ROOT / "discoro" / f"{module}.py").read_text(encoding="utf-8")
+        answered.update(re.findall(r'"([a-z]+)"(?:: (?:self\._on|self\._[a-z]+[,}]|lambda|partial\()|\] = self\._)', text))
+    assert {"ask", "reach", "took", "call", "register"} < answered  # so that the pattern finds them
+    assert answered <= described, answered - described
