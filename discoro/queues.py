@@ -300,7 +300,7 @@ class _Line(Home):
     def _add_putter(self, key: Key, waiter: _Waiter, content: Any, size: int) -> None:
         if self._closed:
             raise QueueClosed(f"{self} is closed: nothing more is put in")
-        too_many_bytes = 0 < self._putting_bytes > WAITING_BYTES - size and size > 0  # one alone may have any size
+        too_many_bytes = size > 0 and 0 < self._putting_bytes > WAITING_BYTES - size  # one alone may have any size
         if len(self._putters) >= MAX_WAITING or too_many_bytes:
             raise Overloaded(f"{len(self._putters)} items of {self._putting_bytes} bytes wait for room in {self}: no more may")
         self._putters[key] = waiter, content, size

@@ -189,8 +189,10 @@ class Served:
     ) -> Answer:
         try:
             return await mesh_here().request(self._ref, verb, arguments, body, timeout)
-        except NoSuchCoro:
-            raise self._gone() from None
+        except NoSuchCoro as error:
+            if str(error).startswith(f"{self._ref} "):
+                raise self._gone() from None
+            raise  # it says more
 
     def _gone(self) -> DiscoroError:
         return NoSuchCoro(f"{self} has ended: it was closed, or its computation or process was")
