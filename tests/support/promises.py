@@ -357,13 +357,18 @@ def one_notice(history: History) -> Iterator[str]:
 def _notices_of(history: History, by: Who, of: Who, calls: list[Began], notices: list[Noticed]) -> Iterator[str]:
     end = _end_of(history, of)
     lost = sum(each.home == by.home and each.other == of.home for each in history.of(Lost))
-    late = sum(end is not None and each.call in history.dones and history.dones[each.call].at >= end for each in calls)
+    over = end if end is not None else _condemned_at(history, of)  # one that never began says nothing of its end
+    late = sum(over is not None and each.call in history.dones and history.dones[each.call].at >= over for each in calls)
     most = min(len(calls), 1 + lost + late)
     if len(notices) > most:
         yield f"{by} got {len(notices)} notices of {of}, at most {most} were due: {notices}"
     if by in history.lives and end is not None and end < history.lives[by].at - PEER_TIMEOUT - NOTICED and calls:
         if not any(each.at >= calls[-1].at for each in notices):
             yield f"{by} monitors {of} since {calls[-1].at}, which ended at {end}, and got no notice: {notices}"
+
+
+def _condemned_at(history: History, who: Who) -> float | None:
+    return min((each.at for each in history.of(Condemned) if each.who == who), default=None)
 
 
 def _end_of(history: History, who: Who) -> float | None:
