@@ -131,11 +131,12 @@ async def idle(function: Callable[..., Any], count: int, coro: discoro.Coro) -> 
 
     await end(refs, coro)
     left = resident(worker) - before
-    print(
-        f"    {'given back when they ended':32}{1 - left / grown:10.0%}        {left / count:,.0f} bytes each are left",
-        flush=True,
-    )
-    await computation.close(server)
+    print(f"    {'kept when they have ended':32}{left / count:10,.0f} bytes  by Python, and for results asked for late")
+    refs, _ = await each(create, range(count))
+    await each(ask, refs)
+    more = resident(worker) - before - max(grown, left)
+    print(f"    {'as many once more':32}{more / count:+10,.0f} bytes")
+    await computation.close(server, close_timeout=SECONDS)
     return grown / count
 
 
