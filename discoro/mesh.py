@@ -531,6 +531,13 @@ class Mesh:
             raise NoSuchCoro(f"{to} has ended, or never was")
         return coro
 
+    def _no_service(self, who: CoroRef, verb: str) -> Coro:
+        """A coroutine of this process that is the user's own; ProtocolError for a channel, say, as where it is elsewhere."""
+        coro = self._here(who)
+        if coro.service is not None:
+            raise ProtocolError(f"{coro.name} ({coro}) does not answer {verb!r}")
+        return coro
+
     def coro(self, coro_id: int) -> Coro | None:
         """The coroutine of this process with that id, while it runs."""
         return self._coros.get(coro_id)
@@ -849,7 +856,7 @@ class Mesh:
 
     async def resume(self, who: CoroRef, update: object) -> int:
         if who.birth == self.me.birth:
-            self._here(who).resume_here(update)
+            self._no_service(who, "resume").resume_here(update)
         else:
             await self.request(who, "resume", {}, payload.pack(update))
         return 0
@@ -860,7 +867,7 @@ class Mesh:
         if isinstance(error, StopIteration):
             raise TypeError("throw takes no StopIteration: Python takes it for the result of what is waited for")
         if who.birth == self.me.birth:
-            self._here(who).throw_here(error)
+            self._no_service(who, "throw").throw_here(error)
         else:
             await self.request(who, "throw", {}, payload.pack_error(error))
         return 0
@@ -868,7 +875,7 @@ class Mesh:
     async def hot_swap(self, who: CoroRef, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         check_coroutine(function)
         if who.birth == self.me.birth:
-            return await asyncio.shield(self._here(who).swap_here(function, args, kwargs))
+            return await asyncio.shield(self._no_service(who, "swap").swap_here(function, args, kwargs))
         return int((await self.request(who, "swap", {}, payload.pack_code([function, args, kwargs]))).value)
 
     async def is_alive(self, who: CoroRef) -> bool:

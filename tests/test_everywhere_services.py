@@ -49,8 +49,8 @@ async def serves(to: CoroRef, coro: Any = None) -> None:
     await coro.suspend()
 
 
-async def doubled(number: int, *, add: int = 0, coro: Any = None) -> int:
-    await coro.sleep(0)
+async def doubled(number: int, *, add: int = 0, waits: bool = False, coro: Any = None) -> int:
+    await coro.receive(None if waits else 0)
     return 2 * number + add
 
 
@@ -353,8 +353,9 @@ async def takes(queue: Queue) -> Any:
 @three_ways
 async def test_coroutines_are_created_by_a_function_that_is_offered(far: Any, coro: Any, where: str) -> None:
     rci = RCI(doubled) if where == "near" else (await services(far, coro))[2]
-    created = await rci(21)
+    created = await rci(21, waits=True)
     assert created in coro.children()
+    created.send("go on")
     assert await created.result(SOON) == 42
     assert await (await rci(1, add=1)).result(SOON) == 3
     for args, kwargs in [((), {}), ((1, 2), {}), ((1,), {"multiply": 2})]:

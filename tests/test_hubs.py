@@ -347,3 +347,24 @@ def test_one_channel_lost_and_met_again_is_told_once() -> None:
             assert await subscriber.result_here() == ["peer lost"]
 
     simulate(test)
+
+
+# ------------------------------------------------------------------ what only coroutines do
+
+
+@pytest.mark.parametrize("home", ["a", "b"])
+@pytest.mark.parametrize("verb", ["resume", "throw", "swap"])
+def test_a_channel_is_neither_woken_nor_thrown_into_nor_swapped_wherever_it_is(verb: str, home: str) -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            channel = await make({"a": a, "b": b}[home])
+            operation = {
+                "resume": channel.ref.resume,
+                "throw": partial(channel.ref.throw, ValueError()),
+                "swap": partial(channel.ref.hot_swap, waits),
+            }[verb]
+            with pytest.raises(ProtocolError, match=rf"channel news \(.*\) does not answer '{verb}'"):
+                await does(a, operation)
+            assert await does(b, channel.deliver, "m") == 0, "it lives"
+
+    simulate(test)
