@@ -164,7 +164,7 @@ class BlockingMesh:
         return int(self._background.call(lambda: self._background.coro.monitor(_bare(observed))))
 
     def register(self, name: str) -> int:
-        """Be found by `locate` under `name`. Returns 0 once the known nodes confirmed. Raises NameTaken, ValueError."""
+        """Be found by `locate` under `name`. Returns 0 once the known nodes confirmed. Raises NameTaken, ConfigError."""
         return int(self._background.call(lambda: self._background.coro.register(name)))
 
     def unregister(self, name: str | None = None) -> int:

@@ -20,7 +20,7 @@ from discoro.driving import Exited, Steered, Swap, TimeLimit, check_arguments, c
 from discoro.errors import CoroEnded, NoMesh, NoSuchCoro, Overloaded, PackError, SwapRefused
 from discoro.mailbox import Mailbox, Question
 from discoro.outcomes import EXCEPTION, NORMAL, TERMINATED, ExitNotice, Outcome
-from discoro.references import CoroRef, Handle, Reach, Running, current_host, reach_here
+from discoro.references import CoroRef, Handle, Reach, Running, current_host, reach_here, waiting_here
 from discoro.requests import Service
 
 log = logging.getLogger("discoro.coro")
@@ -65,6 +65,21 @@ def sender() -> Coro | None:
     return _current_coro.get(None)
 
 
+def _loop_host() -> Host:
+    """The same, for what belongs into its thread; RuntimeError in another."""
+    return cast(Host, waiting_here())
+
+
+def _ref_of(other: object) -> CoroRef:
+    """The reference of a coroutine, a channel, or whatever has one; TypeError for anything else."""
+    ref = getattr(other, "ref", None)
+    if isinstance(ref, CoroRef):
+        return ref
+    forgot = not_awaited(other)
+    what = f"{forgot}; did you forget yield or await?" if forgot else f"{other!r:.80}"
+    raise TypeError(f"a coroutine or its reference is wanted, this is {what}")
+
+
 _LOOK: object = object()  # what wakes a pause for a swap to be offered
 
 
@@ -81,7 +96,7 @@ class Coro(Handle):
     )
 
     def __init__(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
-        self._start(host_here(), function, args, kwargs, creator=sender())
+        self._start(_loop_host(), function, args, kwargs, creator=sender())
 
     @classmethod
     def start(
@@ -111,6 +126,7 @@ class Coro(Handle):
         creator: Coro | None = None,
     ) -> None:
         check_coroutine(function)
+        loop = asyncio.get_running_loop()  # RuntimeError before anybody knows of it
         self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
         # what it creates is part of its computation
         self.namespace: payload.Namespace | None = namespace or (creator.namespace if creator is not None else None)
@@ -136,7 +152,6 @@ class Coro(Handle):
         context = contextvars.copy_context()
         context.run(current_host.set, host)
         context.run(_current_coro.set, self)
-        loop = asyncio.get_running_loop()
         # None once it ended: the task has the context, that has this coroutine, and nothing frees a ring of them at once
         self._task: asyncio.Task[Any] | None = loop.create_task(self._steered, name=self.name, context=context)
         self._task.add_done_callback(_ended, context=context)
@@ -211,6 +226,7 @@ class Coro(Handle):
         """What the next message wakes, and the alarm that wakes it at that time; no coroutine, which would keep a frame."""
         if self.mailbox.wake is not None:
             raise RuntimeError(f"{self.name} ({self}) already waits in another receive: only one at a time can be woken")
+        self._host.check_thread()
         self._ready = 0
         wake = self.mailbox.waits()
         return wake, asyncio.get_running_loop().call_at(until, _wake, wake) if until is not None else None
@@ -248,6 +264,7 @@ class Coro(Handle):
             self._steered.offer_swap()
         if timeout is not None and timeout <= 0:
             return await asyncio.sleep(0, alarm_value)
+        self._host.check_thread()
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout if timeout is not None else None
         while True:
@@ -276,24 +293,25 @@ class Coro(Handle):
 
     async def monitor(self, observed: Handle) -> int:
         """Have one ExitNotice sent to this coroutine when `observed` ends, at once where it has. Returns 0."""
-        return await self._host.monitor(self, observed.ref)
+        return await self._host.monitor(self, _ref_of(observed))
 
     async def link(self, other: Handle) -> int:
         """Die together: where one of both ends for another reason than "normal", the other is terminated, reason "linked".
 
         At once where `other` has ended so, or is no longer known. Returns 0.
         """
-        return await self._host.link(self, other.ref)
+        return await self._host.link(self, _ref_of(other))
 
     async def unlink(self, other: Handle) -> int:
         """Undo `link`, on both sides. Returns 0."""
-        return await self._host.unlink(self, other.ref)
+        return await self._host.unlink(self, _ref_of(other))
 
     def child(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Coro:
         """A new coroutine of this process that is terminated when this one ends, however it does, with reason "parent ended".
 
         Its own end leaves this one as it is. Not used with yield. Raises NotACoroutine.
         """
+        self._host.check_thread()
         if self.done:  # a task of its own goes on without it
             raise RuntimeError(f"{self.name} ({self}) has ended: nothing ends with it any more")
         child = Coro.start(self._host, function, args, kwargs, creator=self)
@@ -302,8 +320,9 @@ class Coro(Handle):
 
     async def adopt(self, other: Handle) -> int:
         """Have a coroutine, here or elsewhere, terminated when this one ends, as a `child` is. Returns 0. Raises NoSuchCoro."""
-        await self._host.adopt(self, other.ref)
-        self.created(other.ref)
+        ref = _ref_of(other)
+        await self._host.adopt(self, ref)
+        self.created(ref)
         return 0
 
     def children(self) -> list[CoroRef]:
@@ -313,9 +332,9 @@ class Coro(Handle):
     async def register(self, name: str | None = None) -> int:
         """Be found by `Coro.locate` under `name` (default: its own). Returns 0 once the known nodes confirmed.
 
-        Raises NameTaken where another coroutine of this process has the name, ValueError for one of 0 or over 255 bytes.
+        Raises NameTaken where another coroutine of this process has the name, ConfigError for one of 0 or over 255 bytes.
         """
-        return await self._host.register(self, name or self.name)
+        return await self._host.register(self, self.name if name is None else name)
 
     async def unregister(self, name: str | None = None) -> int:
         """No longer be found under `name` (default: under any). Returns 0."""
@@ -327,9 +346,9 @@ class Coro(Handle):
 
         Where many carry the name, one that is not busy. `location` limits the search to the node of that name or address. Waits
         for it to appear, at most `timeout` seconds (None: for ever), then raises Timeout. Raises NoNodes where no usable node
-        was found in `discover_timeout`.
+        was found in `discover_timeout`, ConfigError for what can be no name.
         """
-        return await host_here().locate(name, location, timeout)
+        return await _loop_host().locate(name, location, timeout)
 
     # -------------------------------------------------------------- settings
 

@@ -97,7 +97,7 @@ class Introducing:
     def name_of(self, birth: int) -> str:
         """What a process that was never linked is called, as far as a reference says; else ""."""
         to = self._wanted.get(birth)
-        return f"{to.name or to.node}/{to.pid}" if to is not None else ""
+        return f"{to.name or to.node}/{to.pid}" if to is not None and (to.name or to.node) else ""
 
     def only_reaching(self, birth: int) -> bool:
         """Whether only others wanted a link to that birth."""

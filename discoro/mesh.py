@@ -184,10 +184,18 @@ class Mesh:
             async with asyncio.timeout(CLOSE_TIMEOUT / 2):
                 for coro in coros:
                     await coro.stopped()
+        if self.me.role == "client":
+            self._say_endless([coro for coro in coros if not coro.done])
         await self._end_tasks()
         await self._drain(CLOSE_TIMEOUT / 2)
         self._peers.close(f"{self.me.name}/{self.me.pid} left the mesh")
         await self._resources.aclose()
+
+    def _say_endless(self, coros: list[Coro]) -> None:
+        """asyncio.run waits for them too, for ever: whoever sits before that must know what for."""
+        if coros:
+            names = ", ".join(f"{coro.name} ({coro})" for coro in coros[:10])
+            log.warning("! %d coroutines caught their CancelledError and went on: %s; Ctrl-C ends them", len(coros), names)
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:
@@ -640,6 +648,7 @@ class Mesh:
         Raises Timeout after `timeout` seconds, PeerLost, WorkerLost, Unreachable, NoSuchCoro. It keeps its order with what else
         goes in its lane: by default, with what the coroutine that asks sends.
         """
+        self.check_thread()
         number, future = self._requests.begin(to.birth)
         try:
             self._begin(number, to, verb, arguments, body, lane)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from discoro.coro import Coro
-from discoro.errors import DiscoroError, NameTaken, NoNodes, NoSuchCoro, ProtocolError, Timeout
+from discoro.errors import ConfigError, DiscoroError, NameTaken, NoNodes, NoSuchCoro, ProtocolError, Timeout
 from discoro.messages import MAX_NAME, Greeting
 from discoro.references import CoroRef
 
@@ -25,6 +25,7 @@ ANSWER_TIMEOUT = 2.0  # seconds a node may take to answer before the round goes 
 SETTLE = 1.2  # seconds without a new node after which `servers` has seen all: mDNS answers within 1.1 s
 SAY_LOOKING = 2.0  # seconds without any node after which that is said: nobody waits in silence
 SAY_AGAIN = 5.0  # seconds between two log lines about waiting
+KINDS = ("channel", "queue", "rci")  # whose names are theirs alone: channel:news
 
 
 class Found(NamedTuple):
@@ -61,14 +62,13 @@ class Names:
 
     async def register(self, coro: Coro, name: str, shared: bool = False) -> int:
         """See Coro.register; `shared` lets the discoro_servers of a node's slots carry one name."""
-        if not 0 < len(name.encode()) <= MAX_NAME:
-            raise ValueError(f"a name has 1 to {MAX_NAME} bytes; this has {len(name.encode())}")
+        _check_name(name)
         if coro.done:
             raise NoSuchCoro(f"{coro} has ended: nobody could find it")
         holders = self._here.setdefault(name, [])
         if coro not in holders:
             if holders and not shared:
-                raise NameTaken(f"{name!r} is the name of {holders[0]} in this process: unregister it, or choose another")
+                raise NameTaken(f"{_shown(name)} is the name of {holders[0]} in this process: unregister it, or choose another")
             holders.append(coro)
             self._say_news()
         await self._tell("register", [(name, coro.ref)])
@@ -170,13 +170,14 @@ class Names:
 
     async def locate(self, name: str, location: str | None, timeout: float | None) -> CoroRef:
         """See Coro.locate."""
+        _check_name(name)
         try:
             async with asyncio.timeout(timeout):
                 return await self._locate(name, location)
         except TimeoutError:
             nodes = ", ".join(node.name for node in self._neighbours.nodes()) or "none"
             where = f" at {location}" if location else ""
-            raise Timeout(f"nobody registered {name!r}{where} in {timeout:g} s; nodes asked: {nodes}") from None
+            raise Timeout(f"nobody registered {_shown(name)}{where} in {timeout:g} s; nodes asked: {nodes}") from None
 
     async def servers(self, name: str, timeout: float | None) -> list[CoroRef]:
         """The references of every coroutine of that name on the mesh, free ones first.
@@ -208,7 +209,7 @@ class Names:
         while not (found := await self._ask_all(name, location)):
             if loop.time() - said >= SAY_AGAIN:
                 said = loop.time()
-                log.warning("= waiting for %r to be registered; asked %d nodes", name, len(self._neighbours.nodes()))
+                log.warning("= waiting for %s to be registered; asked %d nodes", _shown(name), len(self._neighbours.nodes()))
             await self._pause(pause)
             pause = min(2 * pause, ASK_AGAIN_MOST)
         least = min(each.load for each in found)
@@ -256,6 +257,18 @@ class Names:
                 await self._news.wait()
         except TimeoutError:
             pass
+
+
+def _check_name(name: object) -> None:
+    """ConfigError for what nobody could register, and would be waited for in vain."""
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_NAME:
+        raise ConfigError(f"a name is a text of 1 to {MAX_NAME} bytes; this is {name!r:.80}")
+
+
+def _shown(name: str) -> str:
+    """A name as its user wrote it."""
+    kind, _, own = name.partition(":")
+    return f"{kind} {own!r}" if own and kind in KINDS else repr(name)
 
 
 def _name_and_ref(arguments: dict[str, Any]) -> tuple[str, CoroRef]:

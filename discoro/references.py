@@ -19,9 +19,16 @@ Function = Callable[..., Any]
 LOOK_AT = 1000  # references kept, after which those of coroutines that ended are looked for
 
 
+NO_MESH = (
+    "no mesh runs here: start with discoro.run(main) or `async with discoro.Mesh()`; in ordinary code with "
+    "`mesh = discoro.BlockingMesh()`, and mesh.wait(function, ...); of threads, those of asyncio.to_thread are in the mesh"
+)
+
+
 class Reach(Protocol):
     """What a reference needs of the mesh around it; `mesh.Mesh` is one."""
 
+    def check_thread(self) -> None: ...
     def send(self, to: CoroRef, message: object) -> None: ...
     async def deliver(self, to: CoroRef, message: object, timeout: float | None) -> int: ...
     async def ask_coro(self, to: CoroRef, message: object, timeout: float | None) -> Any: ...
@@ -42,8 +49,14 @@ def reach_here() -> Reach:
     try:
         return current_host.get()
     except LookupError:
-        hint = "start with discoro.run(main), `async with discoro.Mesh()`, or in ordinary code discoro.BlockingMesh()"
-        raise NoMesh(f"no mesh runs here: {hint}") from None
+        raise NoMesh(NO_MESH) from None
+
+
+def waiting_here() -> Reach:
+    """The same, for what waits; RuntimeError in a thread that is not the mesh's, where nothing would wake it."""
+    reach = reach_here()
+    reach.check_thread()
+    return reach
 
 
 class Handle:
@@ -68,7 +81,7 @@ class Handle:
 
         Raises Timeout, after which it may still arrive; NoSuchCoro, PeerLost, WorkerLost, Unreachable, PackError, TooLarge.
         """
-        return await reach_here().deliver(self.ref, message, timeout)
+        return await waiting_here().deliver(self.ref, message, timeout)
 
     async def ask(self, message: object, timeout: float | None = None) -> Any:
         """Send, and wait (at most `timeout` seconds) for the reply to just this message; see `Coro.reply` for the other side.
@@ -76,7 +89,7 @@ class Handle:
         Raises what `question.fail` was given there; NoReply where it ends or goes on without a reply; Timeout, NoSuchCoro,
         PeerLost, WorkerLost, Unreachable, PackError, TooLarge.
         """
-        return await reach_here().ask_coro(self.ref, message, timeout)
+        return await waiting_here().ask_coro(self.ref, message, timeout)
 
     async def result(self, timeout: float | None = None) -> Any:
         """Wait (at most `timeout` seconds) until it ends, and return what it returned.
@@ -84,7 +97,7 @@ class Handle:
         Raises what it raised, with the remote traceback as cause; CoroEnded where it was terminated or its computation closed;
         PeerLost or WorkerLost where its process is gone; NoSuchCoro where it ended too long ago to be known; Timeout.
         """
-        return await reach_here().result(self.ref, timeout)
+        return await waiting_here().result(self.ref, timeout)
 
     async def finish(self, timeout: float | None = None) -> Any:
         """The same as `result`, by the name it has in asyncoro."""
@@ -92,18 +105,18 @@ class Handle:
 
     async def terminate(self) -> int:
         """End it: CancelledError is raised where it waits, `finally` blocks run. Returns 0 once asked, or if it had ended."""
-        return await reach_here().terminate(self.ref)
+        return await waiting_here().terminate(self.ref)
 
     async def is_alive(self) -> bool:
         """Whether it still runs; False too where its process is gone."""
-        return await reach_here().is_alive(self.ref)
+        return await waiting_here().is_alive(self.ref)
 
     async def resume(self, update: object = None) -> int:
         """Wake it where it waits in `suspend` or `sleep`, which gives `update`. Returns 0, also where it does not wait there.
 
         That is then said in its process's log, and `update` is gone. Raises NoSuchCoro where it has ended.
         """
-        return await reach_here().resume(self.ref, update)
+        return await waiting_here().resume(self.ref, update)
 
     async def wakeup(self, update: object = None) -> int:
         """The same as `resume`, by its other name in asyncoro."""
@@ -114,7 +127,7 @@ class Handle:
 
         Raises NoSuchCoro where it has ended; TypeError for what is no exception.
         """
-        return await reach_here().throw(self.ref, error)
+        return await waiting_here().throw(self.ref, error)
 
     async def hot_swap(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> int:
         """Have it go on as `function(*args, **kwargs)`, under the same reference and with its mailbox as it is.
@@ -123,7 +136,7 @@ class Handle:
         accepts by letting that pass. Returns 0 once the new function runs. Raises SwapRefused where it catches HotSwap and goes
         on, or another swap waits already; NoSuchCoro where it ends before; BadArguments, NotACoroutine, PackError.
         """
-        return await reach_here().hot_swap(self.ref, function, args, kwargs)
+        return await waiting_here().hot_swap(self.ref, function, args, kwargs)
 
     @property
     def location(self) -> str:

@@ -51,6 +51,9 @@ class SmallHost:
     def leave(self, coro: Coro, outcome: Outcome) -> None:
         self.left[coro.ref.id] = outcome
 
+    def check_thread(self) -> None:
+        pass
+
     def drained(self, coro: Coro) -> None:
         coro.held = False
         self.drained_count += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,12 @@ def test_an_error_that_this_version_does_not_know_keeps_name_and_text() -> None:
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
     drawn = re.findall(r"[├└]── (\w+) {2,}", errors.__doc__ or "")
+    assert sorted(drawn) == [each.__name__ for each in every_error() if each is not DiscoroError]
+
+
+def test_the_tree_in_the_reference_is_the_tree() -> None:
+    page = (Path(__file__).parents[1] / "docs/reference/errors.md").read_text(encoding="utf-8")
+    drawn = re.findall(r"[├└]── (\w+)", page)
     assert sorted(drawn) == [each.__name__ for each in every_error() if each is not DiscoroError]
 
 

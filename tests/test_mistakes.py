@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
 import traceback
@@ -13,7 +14,20 @@ from typing import Any
 
 import pytest
 
-from discoro import Computation, Coro, CoroRef, Mesh, NotACoroutine, PackError
+from discoro import (
+    Channel,
+    Computation,
+    ConfigError,
+    Coro,
+    CoroRef,
+    Mesh,
+    NameTaken,
+    NoMesh,
+    NotACoroutine,
+    PackError,
+    Unreachable,
+    current_mesh,
+)
 from tests.support.nodes import client_of, node_here
 
 FORGOT = "did you forget yield or await?"
@@ -492,3 +506,129 @@ def test_no_warning_follows_an_error_that_said_it_all() -> None:
         with pytest.raises(PackError):
             value_of(sends_operation, None)
     assert [str(each.message) for each in seen] == []
+
+
+# Names that cannot be, and what is no coroutine.
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, 5])
+def test_a_name_that_cannot_be_is_refused_where_it_is_registered_and_where_it_is_looked_for(name: Any) -> None:
+    async def registers(coro: Any) -> None:
+        await coro.register(name)
+
+    async def looks() -> None:
+        await Coro.locate(name)  # which would wait for ever
+
+    for function in (registers, looks):
+        with raises(ConfigError, "a name is a text of 1 to 255 bytes; this is"):
+            value_of(function)
+
+
+def test_whoever_looks_for_a_channel_or_takes_its_name_reads_the_name_as_it_was_written() -> None:
+    async def twice() -> None:
+        await Channel("news").register()
+        await Channel("news").register()
+
+    with raises(NameTaken, "channel 'news' is the name of"):
+        value_of(twice)
+
+
+@pytest.mark.parametrize("operation", ["monitor", "link", "unlink", "adopt"])
+def test_what_is_no_coroutine_cannot_be_monitored_linked_or_adopted(operation: str) -> None:
+    async def tries(what: Callable[[], Any], coro: Any) -> None:
+        await getattr(coro, operation)(what())
+
+    with raises(TypeError, "a coroutine or its reference is wanted, this is 'ada/4711/12'"):
+        value_of(tries, lambda: "ada/4711/12")
+    with raises(TypeError, "an operation that nobody awaited (Coro.locate", FORGOT):
+        value_of(tries, lambda: Coro.locate("x"))
+
+
+# Threads.
+
+
+def in_another_loop(operation: Callable[[], Any]) -> Any:
+    async def wait() -> Any:
+        return await operation()
+
+    return asyncio.run(wait())
+
+
+def replies(coro: Any = None) -> Any:
+    while True:
+        coro.reply((yield coro.receive()))
+
+
+@pytest.mark.parametrize("operation", ["ask", "result", "receive", "suspend", "locate"])
+def test_what_waits_is_refused_in_the_loop_of_another_thread_where_nothing_would_wake_it(operation: str) -> None:
+    async def program(coro: Any) -> None:
+        other = Coro(replies)
+        operations = {"ask": lambda: other.ask(1), "locate": lambda: Coro.locate("x"), "result": other.result}
+        await asyncio.to_thread(in_another_loop, operations.get(operation) or getattr(coro, operation))
+
+    with raises(RuntimeError, "another thread than the mesh's", "only send works", "run_coroutine_threadsafe"):
+        value_of(program)
+
+
+def test_a_coroutine_cannot_be_created_in_a_thread_and_nothing_of_it_stays() -> None:
+    async def program(coro: Any) -> tuple[int, list[Any]]:
+        for create in (Coro, coro.child):
+            with raises(RuntimeError, "another thread than the mesh's"):
+                await asyncio.to_thread(create, replies)
+        return len(current_mesh().coros()), coro.children()
+
+    assert value_of(program) == (1, [])  # and the mesh ended in order
+
+
+def test_a_thread_hands_over_what_waits() -> None:
+    async def program() -> Any:
+        loop, other = asyncio.get_running_loop(), Coro(replies)
+        return await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(other.ask("hello"), loop).result(10))
+
+    assert value_of(program) == "hello"
+
+
+def test_in_a_thread_of_its_own_there_is_no_mesh_and_the_error_names_the_threads_that_have_one() -> None:
+    async def program(coro: Any) -> None:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            await asyncio.wrap_future(pool.submit(coro.ref.send, 1))
+
+    with raises(NoMesh, "of threads, those of asyncio.to_thread", "mesh.wait(function, ...)"):
+        value_of(program)
+
+
+# A coroutine that does not end.
+
+
+def test_a_coroutine_that_goes_on_though_terminated_is_named_when_the_program_leaves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("discoro.mesh.CLOSE_TIMEOUT", 0.2)
+    enough = False
+
+    async def endless(coro: Any) -> None:
+        while not enough:
+            with contextlib.suppress(asyncio.CancelledError):
+                await coro.receive()
+
+    async def main(coro: Any) -> None:
+        Coro(endless)
+        await coro.sleep(0)
+
+    async def program() -> None:
+        nonlocal enough
+        async with Mesh(**OPTIONS) as mesh:
+            await mesh.run(main)
+        enough = True  # asyncio.run cancels it once more
+
+    asyncio.run(program())
+    assert "1 coroutines caught their CancelledError and went on: endless (ada/" in caplog.text
+
+
+def test_a_process_that_no_reference_names_is_named_by_its_birth() -> None:
+    async def program() -> None:
+        nameless = CoroRef("", 0, 0xABC, 0, "", ("127.0.0.1:1",))  # as a node has of a peer to be told something
+        await current_mesh().request(nameless, "alive", {}, timeout=20)
+
+    with raises(Unreachable, "birth 0000000000000abc: not to be reached"):
+        value_of(program)
