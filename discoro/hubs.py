@@ -173,6 +173,7 @@ class Hub(Home):
 
     async def deliver(self, delivery: Delivery, load: Load, trail: Trail) -> int:
         """See Channel.deliver."""
+        await self.breathe()
         if len(self._deliveries) >= MAX_DELIVERIES:
             raise Overloaded(f"{self} waits with {MAX_DELIVERIES} messages to be delivered, and takes no more")
         try:

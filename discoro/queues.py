@@ -14,7 +14,6 @@ from collections import OrderedDict, deque
 from typing import Any, NamedTuple, Protocol
 
 from discoro import payload
-from discoro.coro import READY_RECEIVES
 from discoro.errors import ConfigError, DiscoroError, Overloaded, ProtocolError, QueueClosed, Timeout
 from discoro.mailbox import MAILBOX_BYTES, MAILBOX_MESSAGES
 from discoro.mesh import Mesh, namespace_here
@@ -199,7 +198,6 @@ class _Line(Home):
         self._putting_bytes = 0
         self._under_way: dict[Key, _Item] = {}  # given, and not yet known to be taken
         self._closed = False
-        self._ready = 0
         self.verbs |= {"put": self._on_put, "get": self._on_get, "took": self._on_took}
         self.verbs |= {"withdraw": self._on_withdraw, "size": lambda incoming: incoming.reply(len(self._items))}
 
@@ -207,14 +205,14 @@ class _Line(Home):
 
     async def put(self, item: object, timeout: float | None) -> None:
         """See Queue.put."""
-        await self._breathe()
+        await self.breathe()
         waiter, key = _Here(), (0, next(numbers))
         self._add_putter(key, waiter, item, -1)
         await self._answer(self._putters, key, waiter, timeout)
 
     async def get(self, timeout: float | None) -> _Item:
         """See Queue.get; the item may still be packed."""
-        await self._breathe()
+        await self.breathe()
         waiter, key = _Here(), (0, next(numbers))
         self._add_getter(key, waiter)
         try:
@@ -241,13 +239,6 @@ class _Line(Home):
             if alarm:
                 alarm.cancel()
             waiters.pop(key, None)
-
-    async def _breathe(self) -> None:
-        """Operations that never wait would starve everything else of the loop."""
-        self._ready += 1
-        if self._ready >= READY_RECEIVES:
-            self._ready = 0
-            await asyncio.sleep(0)
 
     # -------------------------------------------------------------- from other processes
 

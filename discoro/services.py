@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
-from discoro.coro import Coro, host_here, sender
+from discoro.coro import READY_RECEIVES, Coro, host_here, sender
 from discoro.errors import ConfigError, DiscoroError, NoSuchCoro, ProtocolError
 from discoro.mesh import Mesh
 from discoro.messages import MAX_NAME, MIB, Part
@@ -50,6 +50,7 @@ class Home(Service):
             registered_name(kind, name)
         self.kind, self.name = kind, name
         self.mesh = mesh_here()
+        self._ready = 0
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         creator = sender()
         self.coro = Coro.start(self.mesh, _lasts, [self._over], name=f"{kind} {name}".rstrip())
@@ -72,6 +73,13 @@ class Home(Service):
     def on_message(self, body: Sequence[Part]) -> None:
         """Refused, but by a channel."""
         raise ProtocolError(f"{self} takes no messages: it is a {self.kind}")
+
+    async def breathe(self) -> None:
+        """To begin an operation with that may not wait at all: many of them would starve everything else of the loop."""
+        self._ready += 1
+        if self._ready >= READY_RECEIVES:
+            self._ready = 0
+            await asyncio.sleep(0)
 
     def end(self) -> None:
         """It has done its work: its coroutine ends, with reason "normal"."""

@@ -489,6 +489,21 @@ def test_how_many_had_it_is_not_waited_for_where_nobody_answers() -> None:
     simulate(test)
 
 
+def test_who_delivers_to_nobody_again_and_again_lets_others_run() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("a") as a:
+            channel = await make(a)
+
+            async def delivers_until_heard() -> None:
+                start(a, once, channel)
+                while await channel.deliver("m") == 0:
+                    pass
+
+            await a.run(delivers_until_heard)
+
+    simulate(test)
+
+
 # ------------------------------------------------------------------ transforms
 
 

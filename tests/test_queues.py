@@ -24,7 +24,7 @@ from discoro import (
     queues,
 )
 from discoro import Timeout as DiscoroTimeout
-from discoro.coro import Coro
+from discoro.coro import READY_RECEIVES, Coro
 from discoro.mesh import Mesh
 from discoro.queues import _Line
 from tests.support.meshes import World, simulate, start, until
@@ -315,7 +315,7 @@ def test_who_always_finds_an_item_lets_others_run() -> None:
 
             begins(a, others)
             await does(a, both)
-            assert turns >= 4000 // queues.READY_RECEIVES
+            assert turns >= 4000 // READY_RECEIVES
 
     simulate(test)
 
