@@ -362,7 +362,8 @@ def _notices_of(history: History, by: Who, of: Who, calls: list[Began], notices:
     most = min(len(calls), 1 + lost + late)
     if len(notices) > most:
         yield f"{by} got {len(notices)} notices of {of}, at most {most} were due: {notices}"
-    if by in history.lives and end is not None and end < history.lives[by].at - PEER_TIMEOUT - NOTICED and calls:
+    lives = history.lives.get(by)  # behind messages that find no room, a notice waits as they do
+    if lives is not None and lives.room and end is not None and end < lives.at - PEER_TIMEOUT - NOTICED and calls:
         if not any(each.at >= calls[-1].at for each in notices):
             yield f"{by} monitors {of} since {calls[-1].at}, which ended at {end}, and got no notice: {notices}"
 
