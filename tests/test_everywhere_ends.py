@@ -282,7 +282,8 @@ async def test_a_name_goes_with_its_coroutine(far: Any, coro: Any) -> None:
     await there.terminate()
     await ended(there)
     with pytest.raises(Timeout, match="'charles'"):
-        await Coro.locate("charles", timeout=A_MOMENT)
+        while True:  # the notice of the end may come before the news that the name is gone
+            assert await Coro.locate("charles", timeout=A_MOMENT) == there
 
 
 @three_ways
@@ -341,10 +342,10 @@ async def test_a_killed_process_fails_all_that_waits_for_it_once(far: Any, coro:
     notice = await coro.receive(SOON)
     assert (notice.ref, notice.reason, type(notice.error)) == (there, "peer lost", PeerLost)
     assert type(await asked.result(SOON)) is PeerLost
-    for operation in (there.result, gate.result):
-        assert type(await failure_of(operation, SOON)) is PeerLost
+    # what is asked afterwards dials again, unless the end of the process was certain
     for each in (there, gate):
-        assert type(await failure_of(each.deliver, "m", SOON)) is PeerLost
+        assert isinstance(await failure_of(each.result, SOON), PeerLost | Unreachable)
+        assert isinstance(await failure_of(each.deliver, "m", SOON), PeerLost | Unreachable)
         assert await each.is_alive() is False
     print(f"all of it told {time.monotonic() - killed:.3f} s after the end of the process")
     assert await coro.receive(A_MOMENT, "no more") == "no more"

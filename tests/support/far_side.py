@@ -110,17 +110,17 @@ class OtherProcess:
         """End every coroutine that was created; says what did not end, or that the process did."""
         if self._process is None:
             return []
-        if self._process.poll() is not None:
-            status = self._process.returncode
-            await self.kill()
-            return [f"the far side ended by itself with {status}"]
         try:
-            left = await self._ask(("clear",))
+            left: list[str] = await self._ask(("clear",))
         except (discoro.DiscoroError, AssertionError) as error:
             left = [f"the far side could not be cleared: {error!r}"]
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one that ends closes its connections first
+                await asyncio.to_thread(self._process.wait, END_LIMIT)
+        if self._process.poll() is not None:
+            left = [f"the far side ended by itself with {self._process.returncode}"]
         if left:
             await self.kill()
-        return [str(each) for each in left]
+        return left
 
     async def close(self) -> None:
         """End the process in order."""

@@ -77,11 +77,11 @@ KEPT = pytest.StashKey[dict[str, "Near"]]()
 def near_side(request: pytest.FixtureRequest, way: str) -> Near:
     """The near side of that way, opened once for a test module and closed with it."""
     module = request.node.getparent(pytest.Module)
-    kept = module.stash.setdefault(KEPT, {})
+    kept: dict[str, Near] = module.stash.setdefault(KEPT, {})
     if way not in kept:
         factory: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
-        kept[way] = near = open_way(way, factory.mktemp(way.replace(" ", "-")))
-        module.addfinalizer(lambda: (kept.pop(way), near.close()))
+        kept[way] = open_way(way, factory.mktemp(way.replace(" ", "-")))
+        module.addfinalizer(lambda: kept.pop(way).close())
     return kept[way]
 
 
