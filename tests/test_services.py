@@ -1,183 +1,93 @@
-"""What channels, queues and offered functions have in common: names, values that travel, and how a request is withdrawn."""
+"""Channels, queues and offered functions that a computation makes: opened with its classes, and ended with it or its worker."""
 
 from __future__ import annotations
 
-import asyncio
-import pickle
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from discoro import RCI, Channel, ConfigError, Coro, CoroRef, NameTaken, NoMesh, NoSuchCoro, ProtocolError, Queue, QueueClosed
-from discoro.mesh import Mesh
-from discoro.messages import MAX_NAME
-from discoro.requests import Incoming
-from discoro.services import Served, number_in, registered_name
-from tests.support.meshes import World, simulate, start, until
+from discoro import RCI, Channel, Computation, CoroRef, NoSuchCoro, Queue, QueueClosed, WorkerLost, current_coro
+from tests.support.sites import Site, both_kinds, running_site
+
+SOON = 10.0
 
 
-async def rests() -> None:
-    await asyncio.get_running_loop().create_future()
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with running_site(tmp_path_factory.mktemp("site")) as site:
+        yield site
 
 
-MAKERS = {"channel": lambda: Channel("news"), "queue": lambda: Queue(2, "news"), "rci": lambda: RCI(rests, "news")}
+@dataclass
+class Sample:
+    """Comes with the computation, whose worker cannot import this module."""
+
+    number: int
 
 
-async def make(mesh: Mesh, kind: str) -> Any:
-    async def makes() -> Any:
-        return MAKERS[kind]()
+def serves(to: CoroRef) -> Any:
+    """Hand out one of each kind, and end: they stay."""
 
-    return await mesh.run(makes)
+    def doubles(name: str, message: Any) -> Any:
+        return Sample(2 * message.number) if isinstance(message, Sample) else None
 
+    async def adds(sample: Any, coro: Any = None) -> Any:
+        assert isinstance(sample, Sample)
+        return Sample(sample.number + 1)
 
-async def does(mesh: Mesh, operation: Any, *args: Any) -> Any:
-    async def run() -> Any:
-        return await operation(*args)
-
-    return await mesh.run(run)
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize("name", ["", None, 7, b"news", ["news"]])
-def test_what_is_no_name_is_refused_at_once_and_by_the_other_side(kind: str, name: Any) -> None:
-    async def test(world: World) -> None:
-        async with world.mesh("b") as b, world.mesh("a", b) as a:
-            made = await make(b, kind)
-            for mesh in (a, b):
-                if name is not None:  # its own
-                    with pytest.raises(ConfigError, match=f"the name of a {kind} is a text of 1 to"):
-                        await does(mesh, made.register, name)
-                with pytest.raises(ConfigError):
-                    await mesh.request(made.ref, "register", {"name": name})
-                with pytest.raises(ConfigError):
-                    await does(mesh, type(made).locate, name)
-            assert await does(a, made.register) == 0
-
-    simulate(test)
+    yield to.deliver((Channel("news", doubles), Queue(2), RCI(adds), os.getpid()))
 
 
-def test_a_name_is_measured_in_bytes_with_its_kind() -> None:
-    longest = "ä" * ((MAX_NAME - len("queue:")) // 2)
-    assert registered_name("queue", longest) == f"queue:{longest}"
-    with pytest.raises(ConfigError):
-        registered_name("queue", longest + "ää")
+async def served(server: CoroRef) -> Any:
+    """An open computation, and what it handed out."""
+    coro, computation = current_coro(), Computation(serves, depends=[Sample])
+    await computation.setup(server)
+    await (await computation.run(server, coro.ref)).result(SOON)
+    return computation, *await coro.receive(SOON)
 
 
-@pytest.mark.parametrize("value", [None, "7", 7.0, -1, True, [7]])
-def test_a_number_in_a_request_is_one(value: Any) -> None:
-    incoming = Incoming(None, 1, "took", {"id": value}, (), lambda *answer: None)  # type: ignore[arg-type]
-    with pytest.raises(ProtocolError, match="took without the number id"):
-        number_in(incoming, "id")
-    assert number_in(incoming, "other", 5) == 5
+@both_kinds
+def test_what_a_computation_makes_knows_its_classes_and_ends_when_it_is_closed(site: Site, kind: str) -> None:
+    async def client(server: CoroRef) -> None:
+        coro = current_coro()
+        computation, channel, queue, rci, _ = await served(server)
+        await channel.subscribe(coro)
+        assert await channel.deliver(Sample(4), SOON) == 1
+        assert await coro.receive(SOON) == Sample(8)
+        await queue.put(Sample(5), SOON)
+        assert await queue.get(SOON) == Sample(5)
+        assert await (await rci(Sample(6))).result(SOON) == Sample(7)
+
+        await computation.close(server)
+        notice = await coro.receive(SOON)
+        assert (notice.ref, notice.reason) == (channel.ref, "computation closed")
+        with pytest.raises(NoSuchCoro):
+            await channel.deliver("m", SOON)
+        with pytest.raises(QueueClosed):
+            await queue.get(SOON)
+        with pytest.raises(NoSuchCoro):
+            await rci(Sample(6))
+
+    site.run(kind, client)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
-def test_it_travels_as_a_small_value(kind: str) -> None:
-    async def test(world: World) -> None:
-        async with world.mesh("a") as a:
-            first, second = await make(a, kind), await make(a, kind)
-            same = pickle.loads(pickle.dumps(first))
-            assert same == first and same is not first and hash(same) == hash(first) and type(same) is type(first)
-            assert first != second and len({first, second, same}) == 2
-            assert first != first.ref and first.ref != first, "it is no coroutine"
-            assert (str(same), repr(same)) == (f"{kind} news ({first.ref})", f"<{type(first).__name__} news {first.ref}>")
-            assert (same.name, same.ref) == ("news", first.ref)
-            assert len(pickle.dumps(first)) < 300
-            with pytest.raises(AttributeError):
-                first.other = 1
+def test_the_loss_of_their_worker_is_told_with_its_reason(site: Site) -> None:
+    async def client(server: CoroRef) -> None:
+        coro = current_coro()
+        _, channel, queue, rci, pid = await served(server)
+        await channel.subscribe(coro)
+        os.kill(pid, signal.SIGKILL)
+        notice = await coro.receive(SOON)
+        assert (notice.ref, notice.reason) == (channel.ref, "worker lost")
+        assert "SIGKILL" in str(notice.error)
+        for use in (lambda: channel.deliver("m"), queue.get, lambda: rci(Sample(1))):
+            with pytest.raises(WorkerLost):
+                await use()
+        with pytest.raises(WorkerLost):
+            channel.send("m")
 
-    simulate(test)
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-def test_its_names_come_and_go_from_anywhere_and_end_with_it(kind: str) -> None:
-    async def test(world: World) -> None:
-        async with world.mesh("b") as b, world.mesh("a", b) as a:
-            made, other = await make(b, kind), await make(b, kind)
-            assert await does(a, made.register) == await does(a, made.register, "second") == 0
-            with pytest.raises(NameTaken):
-                await does(a, other.register)
-            for name in ("news", "second"):
-                assert await does(a, type(made).locate, name) == made
-            assert await does(a, made.unregister, "news") == await does(a, made.unregister, "never was") == 0
-            assert await does(a, other.register) == 0
-            assert await does(a, made.close) == await does(b, made.close) == 0
-            with pytest.raises(TimeoutError):
-                await does(a, type(made).locate, "second", None, 1)
-            gone = QueueClosed if kind == "queue" else NoSuchCoro
-            for mesh in (a, b):
-                for operation in (made.register, made.unregister):
-                    with pytest.raises(gone, match=rf"{kind} news \(.*\) has ended"):
-                        await does(mesh, operation)
-
-    simulate(test)
-
-
-OPERATIONS: dict[type[Served], tuple[Any, ...]] = {
-    Channel: (lambda it: it.deliver("m"), lambda it: it.subscribe(it.ref), lambda it: it.set_transform(None)),
-    Queue: (lambda it: it.put("item"), lambda it: it.get(), lambda it: it.size()),
-    RCI: (lambda it: it(),),
-}
-
-
-@pytest.mark.parametrize("stands_for", OPERATIONS)
-@pytest.mark.parametrize("home", ["a", "b"])
-def test_a_value_that_stands_for_another_kind_finds_no_answer(stands_for: type[Served], home: str) -> None:
-    async def test(world: World) -> None:
-        async with world.mesh("b") as b, world.mesh("a", b) as a:
-            at = {"a": a, "b": b}[home]
-            others = [(await make(at, kind)).ref for kind in MAKERS if kind != stands_for.KIND]
-            for ref in others:
-                for operation in OPERATIONS[stands_for]:
-                    with pytest.raises(ProtocolError):
-                        await does(a, operation, stands_for._of(ref, "wrong"))
-
-    simulate(test)
-
-
-@pytest.mark.parametrize("stands_for", OPERATIONS)
-def test_without_a_mesh_nothing_is_done(stands_for: type[Served]) -> None:
-    made = stands_for._of(CoroRef("node", 1, 2, 3, "ada"), "news")
-    for operation in (*OPERATIONS[stands_for], lambda it: it.close(), lambda it: it.register()):
-        with pytest.raises(NoMesh):
-            asyncio.run(operation(made))
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-def test_it_ends_like_a_coroutine_and_is_watched_like_one(kind: str) -> None:
-    async def watches(made: Any, end: str, coro: Any = None) -> str:
-        await coro.monitor(made.ref)
-        assert await made.ref.is_alive()
-        await (made.ref.terminate() if end == "terminated" else made.close())
-        notice = await coro.receive(5)
-        assert notice.ref == made.ref and await coro.receive(1, "once") == "once"
-        assert not await made.ref.is_alive()
-        return str(notice.reason)
-
-    async def test(world: World) -> None:
-        async with world.mesh("b") as b, world.mesh("a", b) as a:
-            for mesh in (a, b):
-                assert await start(mesh, watches, await make(a, kind), "terminated").result_here() == "terminated"
-                closed = "channel closed" if kind == "channel" else "normal"
-                assert await start(mesh, watches, await make(a, kind), "closed").result_here() == closed
-            assert not [coro for coro in a.coros() if coro.service is not None]
-
-    simulate(test)
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-def test_who_makes_it_does_not_have_it_for_a_child(kind: str) -> None:
-    async def makes(coro: Any = None) -> Any:
-        made = MAKERS[kind]()
-        assert coro.children() == []
-        return made
-
-    async def test(world: World) -> None:
-        async with world.mesh("a") as a:
-            maker = start(a, makes)
-            made = await maker.result_here()
-            assert isinstance(maker, Coro) and maker.done and a.coro(made.ref.id) is not None
-            assert await does(a, made.close) == 0
-            await until(lambda: a.coro(made.ref.id) is None)
-
-    simulate(test)
+    site.run("node", client)
