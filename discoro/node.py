@@ -77,6 +77,7 @@ class Slot:
         self._placing = asyncio.Lock()  # one computation at a time gets its worker, so that a client's share one
         self._opening: dict[str, list[Opening]] = {}  # by computation, one after another
         self._gone: OrderedDict[str, str] = OrderedDict()  # computations lost with a worker, and how
+        self.registered = asyncio.Event()
         self.coro = Coro.start(mesh, self._serve, name="discoro_server")
         self.coro.service = Serving(self, f"discoro_server ({self.coro})")  # at once: what came first would be unpacked here
 
@@ -86,6 +87,7 @@ class Slot:
 
     async def _register(self) -> None:
         await self._mesh.register(self.coro, self.coro.name, shared=True)
+        self.registered.set()
 
     def __repr__(self) -> str:
         return f"<Slot {self._number} {self._here()!r} opening={len(self._opening)}>"
@@ -307,6 +309,8 @@ class Node:
             workers.on_ended = self._worker_ended
             self.mesh.on_peer_lost.append(self._peer_lost)
             workers.refill()
+            for slot in self.slots:  # who hears of the node finds them: a question can come before their first step
+                await slot.registered.wait()
             await self._advertise()
             self._resources = resources.pop_all()
         return self

@@ -114,6 +114,15 @@ def test_a_number_of_slots_that_is_none(slots: int) -> None:
         Node(NodeOptions(slots))
 
 
+def test_a_node_that_is_ready_has_all_its_servers_registered(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node_here(tmp_path, 3) as node:
+            answer = await node.mesh.ask(node.mesh.me.birth, "locate", {"name": "discoro_server"}, 5)
+            assert len(answer) == 3
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 def test_a_node_that_does_not_start_leaves_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         async with node_here(tmp_path) as first:
