@@ -156,7 +156,7 @@ class BlockingMesh:
             self._receiving.release()
 
     def reply(self, value: object = None) -> int:
-        """Answer the message received last, where it was sent by `ask`. Returns 1; 0 where nobody waits. See `Coro.reply`."""
+        """Answer the message received last, if it was sent by `ask`. Returns 1; 0 if it was merely sent. See `Coro.reply`."""
         return int(self._background.call(lambda: self._background.coro.reply(value)))
 
     def monitor(self, observed: Handle | BlockingCoro) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from discoro import payload
+from discoro.coro import host_here
 from discoro.errors import ConfigError, NoSuchCoro, Timeout
 from discoro.hubs import Hub, Transform
 from discoro.mesh import Mesh, checked
@@ -48,7 +49,7 @@ class Channel(Served):
         raises, and PackError, before anybody did. For a channel of another process, the message travels there first, and what
         goes wrong there is said in its log; then this raises only what `CoroRef.send` does.
         """
-        mesh_here().send(self._ref, message)
+        host_here().send(self._ref, message)
 
     async def deliver(self, message: object, timeout: float | None = None, n: int = 0) -> int:
         """Send to all current subscribers, and wait until each has it in its mailbox, for room there too.

@@ -457,8 +457,9 @@ class Mesh:
     def tell_lost(self, birth: int, how: str) -> None:
         """As a node: everybody linked with us learns that one of our workers ended, and how."""
         self.bury(birth, how)
-        for link in self._peers:
-            self.ask_later(CoroRef("", 0, link.birth, 0, "", link.addresses), "lost", {"birth": birth, "how": how})
+        for link in self._peers:  # at once: who leaves in this very moment need not be dialled again for it
+            with contextlib.suppress(DiscoroError):
+                self.tell(CoroRef("", 0, link.birth, 0, "", link.addresses), "lost", {"birth": birth, "how": how})
 
     def operation(self, link: Link, operation: messages.Operation) -> None:
         """Something came in, in order."""
@@ -817,6 +818,7 @@ class Mesh:
         return await self._exits.result(of, timeout)
 
     async def monitor(self, observer: Coro, observed: CoroRef) -> int:
+        self.check_thread()
         return await self._exits.monitor(observer, observed)
 
     async def link(self, coro: Coro, other: CoroRef) -> int:
@@ -910,6 +912,7 @@ class Mesh:
     # -------------------------------------------------------------- names, and programs
 
     async def register(self, coro: Coro, name: str, shared: bool = False) -> int:
+        self.check_thread()
         return await self._names.register(coro, name, shared)
 
     async def unregister(self, coro: Coro, name: str | None) -> int:

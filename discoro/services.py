@@ -29,9 +29,10 @@ Verb = Callable[[Incoming], Awaitable[None] | None]
 
 
 def mesh_here() -> Mesh:
-    """The mesh that this code runs in; NoMesh where there is none."""
+    """The mesh that this code runs in; NoMesh where there is none, RuntimeError in another thread than the mesh's."""
     mesh = host_here()
     assert isinstance(mesh, Mesh)
+    mesh.check_thread()
     return mesh
 
 
