@@ -209,12 +209,18 @@ class Exits:
 
     async def follow(self, follower: Coro, leader: CoroRef, how: str) -> None:
         """End `follower` when `leader` ends: LINKED, unless that returns; or PARENT, in any case."""
+        followed = self.follows(follower, leader, how)
         self.follow_here(follower, leader, how)
         try:
             await self.subscribe(leader)
         except BaseException:  # given up, or nobody could be asked: who gets the error is not bound besides
-            self._follows_no_more(follower, leader, how)
+            if not followed:
+                self._follows_no_more(follower, leader, how)
             raise
+
+    def follows(self, follower: Coro, leader: CoroRef, how: str = LINKED) -> bool:
+        """Whether `follower` ends with `leader`."""
+        return (follower.ref.id, how) in self._followers.get((leader.birth, leader.id), ())
 
     def follow_here(self, follower: Coro, leader: CoroRef, how: str) -> None:
         """The same where the end of `leader` is told anyway: it is a running coroutine of this process."""
@@ -223,6 +229,10 @@ class Exits:
         key = (leader.birth, leader.id)
         self._followers.setdefault(key, {})[follower.ref.id, how] = follower, leader
         self._observed.setdefault(follower.ref.id, set()).add(key)
+
+    def follows(self, follower: Coro, leader: CoroRef) -> bool:
+        """Whether it is linked with that one."""
+        return (follower.ref.id, LINKED) in self._followers.get((leader.birth, leader.id), {})
 
     def unfollow(self, follower: Coro, leader: CoroRef) -> None:
         """Undo `follow` for a link; a child stays one."""

@@ -823,10 +823,11 @@ class Mesh:
 
     async def link(self, coro: Coro, other: CoroRef) -> int:
         """See Coro.link: each of both sides watches the other, or none."""
+        linked = self._exits.follows(coro, other)
         try:
             return await self._link_both(coro, other)
-        except BaseException:  # given up in the middle
-            if self.linked(other.birth):
+        except BaseException:  # given up in the middle; what was linked before stays so
+            if not linked and self.linked(other.birth):
                 self.ask_later(other, "unfollow", {"leader": coro.ref.to_plain()})
             raise
 

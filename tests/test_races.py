@@ -214,6 +214,29 @@ def test_a_link_that_is_given_up_in_the_middle_binds_neither(far: bool) -> None:
     simulate(test)
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_a_second_link_that_is_given_up_leaves_the_first(far: bool) -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            other = start(b if far else a, waits)
+
+            async def links(coro: Any = None) -> None:
+                await coro.link(other.ref)
+                again = asyncio.ensure_future(coro.link(other.ref))
+                while not a._requests._open:
+                    await asyncio.sleep(0)
+                again.cancel()
+                await asyncio.wait([again])
+                await coro.receive(1)
+                raise ValueError("bad")
+
+            with pytest.raises(ValueError, match="bad"):
+                await start(a, links).result_here()
+            await until(lambda: other.done, 5)
+
+    simulate(test)
+
+
 def test_what_a_coroutine_was_linked_with_or_given_up_to_monitor_is_not_kept() -> None:
     async def test(world: World) -> None:
         async with world.mesh("b") as b, world.mesh("a", b) as a:
