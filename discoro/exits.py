@@ -230,10 +230,6 @@ class Exits:
         self._followers.setdefault(key, {})[follower.ref.id, how] = follower, leader
         self._observed.setdefault(follower.ref.id, set()).add(key)
 
-    def follows(self, follower: Coro, leader: CoroRef) -> bool:
-        """Whether it is linked with that one."""
-        return (follower.ref.id, LINKED) in self._followers.get((leader.birth, leader.id), {})
-
     def unfollow(self, follower: Coro, leader: CoroRef) -> None:
         """Undo `follow` for a link; a child stays one."""
         self._follows_no_more(follower, leader, LINKED)
