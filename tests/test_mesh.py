@@ -962,3 +962,22 @@ def test_who_asks_late_gets_the_notice_behind_messages_that_are_held_too(monkeyp
             assert got[:-1] == [0, 1, 2, 3, 4]
 
     simulate(test)
+
+
+def test_to_link_again_and_to_be_given_up_in_that_leaves_the_link_as_it_is() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            there = start(b, waits)
+
+            async def links_twice(coro: Any = None) -> None:
+                await coro.link(there.ref)
+                coro.stop("terminated")
+                await coro.link(there.ref)
+
+            here = start(a, links_twice)
+            await until(lambda: there.done)
+            assert here.done
+            with pytest.raises(CoroEnded, match="linked with it"):
+                await there.result_here()
+
+    simulate(test)
