@@ -15,9 +15,10 @@ from discoro import payload
 from discoro.coro import host_here
 from discoro.errors import ConfigError, NoSuchCoro, Timeout
 from discoro.hubs import Hub, Transform
-from discoro.mesh import Mesh, checked
+from discoro.mesh import Mesh
 from discoro.messages import Part
 from discoro.references import CoroRef, Handle
+from discoro.sending import checked
 from discoro.services import Served, mesh_here, numbers, registered_name
 from discoro.spreading import Delivery, Load
 

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from discoro import payload
 from discoro.answers import RAISED, ref_in
 from discoro.errors import ConfigError, DiscoroError, NoSuchCoro, Overloaded, PeerLost, ProtocolError, Timeout
-from discoro.mesh import checked
 from discoro.messages import Part
 from discoro.outcomes import CHANNEL_CLOSED
 from discoro.references import CoroRef
 from discoro.requests import Incoming
+from discoro.sending import checked
 from discoro.services import Home, number_in, numbers
 from discoro.spreading import GONE, NAMED, Delivery, Key, Load, Trail, may_pass, trail_in
 
@@ -93,13 +93,13 @@ class Hub(Home):
         try:
             missed = self.spread(Load(body=body), trail)
         except Exception as error:  # the transform's, most of all
-            self.mesh.lost_messages += 1
+            self.mesh.sending.lost_messages += 1
             self._failures += 1
             if _is_told(self._failures):
                 log.warning("! %s: %d messages are lost so far, the last by %r", self, self._failures, error, exc_info=error)
             return
         for by, why in missed:
-            self.mesh.lost_messages += 1
+            self.mesh.sending.lost_messages += 1
             by.missed += 1
             if _is_told(by.missed):
                 log.warning("! %s: %s missed %d messages so far, the last since %s", self, by.ref, by.missed, why)
@@ -139,7 +139,7 @@ class Hub(Home):
     def _hand(self, to: CoroRef, load: Load) -> None:
         """To a coroutine. Raises Overloaded where that has no room."""
         if to.birth != self._key[0] or not load.is_object:
-            self.mesh.hand(to, load.packed(), self._lane)
+            self.mesh.sending.hand(to, load.packed(), self._lane)
             return
         coro = self.mesh.coro(to.id)
         if coro is None:
@@ -152,7 +152,7 @@ class Hub(Home):
             return []
         hub = self._hub_here(to.ref)
         if hub is None:
-            self.mesh.check_queue(to.ref)
+            self.mesh.sending.check_queue(to.ref)
             self.mesh.tell(to.ref, "send", {"trail": trail}, load.packed(), self._lane)
             return []
         try:
@@ -225,7 +225,7 @@ class Hub(Home):
             delivery.wait_for(self, to, self._deliver_to_coro(to, load))
 
     async def _deliver_to_coro(self, to: CoroRef, load: Load) -> int:
-        await self.mesh.wait_for_room(to)
+        await self.mesh.sending.wait_for_room(to)
         if to.birth == self._key[0]:
             self._hand(to, load)
         else:

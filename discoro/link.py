@@ -30,6 +30,7 @@ REDIAL_FIRST, REDIAL_MOST = 0.05, 2.0  # seconds between dials; doubled each tim
 REFUSED_GRACE = 3.0  # seconds until an address that refuses, where the peer was never met, counts as its end
 INTRODUCE_AFTER = 0.25  # seconds that dialling has by itself; on a LAN it takes milliseconds
 MAX_DIALLED = 2 * messages.MAX_ADDRESSES  # addresses of one peer: those first known, and as many told later
+PEER_ENDED = "the peer ended the link"  # as it says itself, or shows by a new one
 WORD_GRACE = 0.5  # seconds that the node of a worker that is gone has to say how it ended
 
 
@@ -176,6 +177,11 @@ class Link:
         """Whether the link was open once: its next greeting resumes it."""
         return self.peer_session != 0
 
+    @property
+    def unused(self) -> bool:
+        """Whether nothing but greetings ever came over it."""
+        return self._received == 0
+
     # -------------------------------------------------------------- what the caller wants
 
     def send(self, operation: Operation, lane: Hashable = None) -> None:
@@ -317,7 +323,7 @@ class Link:
     def gone(self, connection: int) -> None:
         """The peer does not know our session any more."""
         if connection in (self.connection, self._greeter):
-            self._end(State.LOST, "the peer ended the link")
+            self._end(State.LOST, PEER_ENDED)
 
     def bye(self, connection: int, reason: str) -> None:
         """The peer leaves in order."""

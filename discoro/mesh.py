@@ -22,16 +22,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from discoro import __version__, messages, payload
-from discoro.answers import RAISED, Answers, Handler
+from discoro.answers import Answers, Handler
 from discoro.coro import Coro, sender
 from discoro.driving import check_coroutine
-from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
+from discoro.errors import DiscoroError, NoSuchCoro, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
 from discoro.exits import Exits
 from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, Finding, whereabouts, with_port
-from discoro.holding import Holding
 from discoro.interfaces import interfaces
 from discoro.introducing import Introducing
-from discoro.link import Link, State
+from discoro.link import PEER_ENDED, Link, State
 from discoro.local import local_node
 from discoro.mailbox import Question
 from discoro.messages import Exit, Greeting, Hold, Message, Notice, Part, Reply, Request
@@ -42,6 +41,7 @@ from discoro.peers import Peers
 from discoro.presence import Peer, Presence
 from discoro.references import CoroRef, Handle, current_host
 from discoro.requests import Answer, Incoming, Requests
+from discoro.sending import Sending, lane_here
 from discoro.watchdog import debugging, watch
 
 log = logging.getLogger("discoro.mesh")
@@ -66,10 +66,8 @@ class Mesh:
         self._coros: dict[int, Coro] = {}
         self._ids = itertools.count(1)
         self._requests = Requests()
-        self._holding = Holding()
         self._dead: OrderedDict[int, DiscoroError] = OrderedDict()  # births known to be gone, and how
         self._closing = False
-        self.lost_messages = 0  # that reached nobody
         self.lost_operations = 0  # of lost links: unacknowledged, so that nobody knows whether they arrived
         self.finding: Finding | None = None
         self.handlers: dict[str, Handler] = {
@@ -134,6 +132,7 @@ class Mesh:
         self._names = Names(self, options.discover_timeout, settle=0.0 if options.local else SETTLE)
         self._exits = Exits(self.me.birth, self, opens_errors=self._place.role != "node")
         self._answers = Answers(self, self._exits, self.handlers)
+        self.sending = Sending(self, self._exits)
         is_worker = self._place.role == "worker"
         found = Finding(self, self.interfaces, options.mdns and not options.local and not is_worker, self.security.open)
         self._presence = Presence(self, self._peers, found)
@@ -405,7 +404,7 @@ class Mesh:
         self._requests.fail(link.birth, error)
         self._introducing.settled(link.birth)
         self._exits.link_lost(link, error)
-        self.lost_messages += self._holding.link_lost(link, error)
+        self.sending.lost_messages += self.sending.holding.link_lost(link, error)
         self._names.peer_lost(link.birth)
         for coro in self.coros():
             if coro.service is not None:
@@ -426,7 +425,8 @@ class Mesh:
 
     def _say_lost(self, link: Link, who: str, error: DiscoroError) -> None:
         said_elsewhere = link.state is State.CLOSED or isinstance(error, WorkerLost) or not link.opened
-        level = logging.INFO if said_elsewhere or self._closing or self.me.role == "worker" else logging.WARNING
+        left_at_once = link.lost_because == PEER_ENDED and link.unused  # a program that ended while it was greeted
+        level = logging.INFO if said_elsewhere or left_at_once or self._closing or self.me.role == "worker" else logging.WARNING
         log.log(level, "= %s", error)
         others_wish = self._introducing.only_reaching(link.birth)
         if not link.opened and self.finding is not None and not self._closing and not others_wish:
@@ -465,7 +465,7 @@ class Mesh:
         """Something came in, in order."""
         match operation:
             case Message(coro_id, body):
-                self._message(link, coro_id, body)
+                self.sending.came(link, coro_id, body)
             case Request():
                 self._request(link, operation)
             case Reply(number, ok, value, body):
@@ -477,64 +477,39 @@ class Mesh:
             case Notice(coro_id, to, now):
                 (self._exits.release if now else self._exits.defer)((link.birth, coro_id), to)
             case Hold(coro_id, held):
-                self._hold(link, (link.birth, coro_id), held)
+                self.sending.hold(link, (link.birth, coro_id), held)
 
     # -------------------------------------------------------------- messages
 
     def send(self, to: CoroRef, message: object) -> None:
-        if threading.get_ident() != self._thread:
-            self._from_thread(self.send, to, message)
-            return
-        if to.birth != self.me.birth:
-            self._post_message(to, payload.pack(message))
-            return
-        coro = self._here(to)
-        if coro.service is None:
-            coro.accept(message)
+        if threading.get_ident() == self._thread:
+            self.sending.send(to, message)
         else:
-            coro.service.on_object(message)
+            self._from_thread(self.sending.send, to, message)
 
     async def deliver(self, to: CoroRef, message: object, timeout: float | None) -> int:
-        try:
-            async with asyncio.timeout(timeout) as limit:
-                await self.wait_for_room(to)
-                if to.birth == self.me.birth and self._here(to).service is None:
-                    self._here(to).accept(message)
-                    return 1
-                return int(checked(await self.request(to, "deliver", {}, payload.pack(message))).value)
-        except TimeoutError:
-            if not limit.expired():  # what a transform raised
-                raise
-            raise Timeout(f"the message was not in the mailbox of {to} within {timeout:g} s") from None
+        return await self.sending.deliver(to, message, timeout)
 
     async def ask_coro(self, to: CoroRef, message: object, timeout: float | None) -> Any:
-        """See Handle.ask."""
-        try:
-            async with asyncio.timeout(timeout) as limit:
-                await self.wait_for_room(to)
-                if to.birth == self.me.birth:
-                    return await self._ask_here(self._here(to), message)
-                answer = await self.request(to, "ask", {}, payload.pack(message))
-        except TimeoutError:
-            if not limit.expired():  # the reply itself
-                raise
-            raise Timeout(f"{to} did not reply within {timeout:g} s") from None
-        return payload.unpack(checked(answer).body, namespace_here())
+        return await self.sending.ask_coro(to, message, timeout)
 
-    def _ask_here(self, coro: Coro, message: object) -> asyncio.Future[Any]:
-        """Ask a coroutine of this process: message and reply are the very objects."""
-        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    def put(self, link: Link | None, coro: Coro, body: Sequence[Part], question: Question | None = None) -> None:
+        self.sending.put(link, coro, body, question)
 
-        def settle(value: Any, error: BaseException | None) -> None:
-            if not reply.done():
-                reply.set_result(value) if error is None else reply.set_exception(error)
+    @property
+    def lost_messages(self) -> int:
+        """How many messages reached nobody."""
+        return self.sending.lost_messages
 
-        if coro.service is not None:
-            raise ProtocolError(f"{coro.name} ({coro}) takes no questions")
-        coro.accept(message, question=Question(f"{coro.name} ({coro})", lambda *answer: self.in_loop(settle, *answer)))
-        return reply
+    def drained(self, coro: Coro) -> None:
+        self.sending.drained(coro)
 
-    def _here(self, to: CoroRef) -> Coro:
+    def post(self, link: Link, operation: messages.Operation, lane: int | None = None) -> None:
+        """Queue an operation for that link; see Peers.post."""
+        self._peers.post(link, operation, lane)
+
+    def here(self, to: CoroRef) -> Coro:
+        """The coroutine of this process that is meant; NoSuchCoro where it has ended."""
         coro = self._coros.get(to.id)
         if coro is None:
             raise NoSuchCoro(f"{to} has ended, or never was")
@@ -542,7 +517,7 @@ class Mesh:
 
     def _no_service(self, who: CoroRef, verb: str) -> Coro:
         """A coroutine of this process that is the user's own; ProtocolError for a channel, say, as where it is elsewhere."""
-        coro = self._here(who)
+        coro = self.here(who)
         if coro.service is not None:
             raise ProtocolError(f"{coro.name} ({coro}) does not answer {verb!r}")
         return coro
@@ -551,87 +526,13 @@ class Mesh:
         """The coroutine of this process with that id, while it runs."""
         return self._coros.get(coro_id)
 
-    def hand(self, to: CoroRef, body: Sequence[Part], lane: int) -> None:
-        """Send what is packed already, as `send` does, in order with what else goes in that lane.
-
-        Raises Overloaded for a mailbox of this process that is full, too: nobody is told to hold anything back for it.
-        """
-        if to.birth != self.me.birth:
-            self._post_message(to, body, lane)
-            return
-        coro = self._here(to)
-        coro.check_room()
-        self.put(None, coro, body)
-
-    def _post_message(self, to: CoroRef, body: Sequence[Part], lane: int | None = None) -> None:
-        lane = _lane() if lane is None else lane
-        if self._holding.take(to, body, lane):
-            return
-        ended = self._exits.knows_ended(to)
-        if ended:
-            raise NoSuchCoro(f"{to} has ended ({ended})")
-        self.check_queue(to)
-        self._peers.post(self._link(to), Message(to.id, body), lane)
-
-    def check_queue(self, to: CoroRef) -> None:
-        """Raise Overloaded where too much waits already to be sent to that process."""
-        link = self._link(to)
-        if not link.has_room():
-            raise Overloaded(f"{link.outbox.waiting} wait to be sent to {to}, and no more are queued: deliver waits for room")
-
-    def _link(self, to: CoroRef) -> Link:
+    def link_to(self, to: CoroRef) -> Link:
+        """The link to its process, made if there is none. PeerLost, WorkerLost, Unreachable where nobody is there."""
         gone = self._dead.get(to.birth) or self._presence.how_closed(to.birth)
         if gone is not None:
             raise type(gone)(str(gone))  # a new one each time: one that is raised again keeps every sender's frames
         link = self._peers.get(to.birth)
         return link if link is not None and link.opened else self._introducing.link(to)
-
-    def _message(self, link: Link, coro_id: int, body: Sequence[Part]) -> None:
-        coro = self._coros.get(coro_id)
-        if coro is None:
-            self.lost_messages += 1
-            if self._exits.tell_nobody((link.birth, coro_id)):
-                log.warning("! a message of %s came for %s, which has ended", link.who, self.ref_of(coro_id))
-                self._peers.post(link, Exit(coro_id, UNKNOWN, ""))
-        elif coro.service is not None:  # which decides whether to open it: a node must not open what somebody sends it
-            try:
-                coro.service.on_message(body)
-            except DiscoroError as error:
-                self.lost_messages += 1
-                log.warning("! a message of %s for %s (%s) is lost: %s", link.who, coro.name, coro, error)
-        else:
-            self.put(link, coro, body)
-
-    def put(self, link: Link | None, coro: Coro, body: Sequence[Part], question: Question | None = None) -> None:
-        """Into the mailbox; the link over which it became full, or was filled further, is told."""
-        coro.accept(body, packed=True, question=question)
-        if coro.mailbox.full:
-            coro.held = True
-            if link is not None and self._holding.tell_full(coro.ref.id, link):
-                self._peers.post(link, Hold(coro.ref.id, True))
-
-    def drained(self, coro: Coro) -> None:
-        """A mailbox that was full is half empty again, or gone with its coroutine: what waits for it comes."""
-        coro.held = False
-        for link in self._holding.told_full(coro.ref.id):
-            if not link.ended:
-                self._peers.post(link, Hold(coro.ref.id, False))
-        self._holding.opened((self.me.birth, coro.ref.id))
-
-    def _hold(self, link: Link, key: tuple[int, int], held: bool) -> None:
-        """A mailbox elsewhere is full: what we send it waits here. Or it has room again: what waited goes first."""
-        if held:
-            self._holding.full(key)
-            return
-        for operation, lane in self._holding.opened(key):
-            self._peers.post(link, operation, lane)
-
-    async def wait_for_room(self, to: CoroRef) -> None:
-        """Until its mailbox is not known to be full. Raises NoSuchCoro, PeerLost, WorkerLost when it is gone."""
-        while self._holding.is_full(to) or (to.birth == self.me.birth and self._here(to).mailbox.full):
-            if to.birth == self.me.birth:
-                self._here(to).held = True
-            await self._holding.room(to)
 
     # -------------------------------------------------------------- requests
 
@@ -669,7 +570,8 @@ class Mesh:
             answer = self._requests.answer
             self._answers.dispatch(Incoming(self.me, to.id, verb, arguments, body, lambda *a: answer(number, *a)), None)
         else:
-            self._peers.post(self._link(to), Request(number, to.id, verb, arguments, body), _lane() if lane is None else lane)
+            lane = lane_here() if lane is None else lane
+            self._peers.post(self.link_to(to), Request(number, to.id, verb, arguments, body), lane)
 
     def tell(
         self, to: CoroRef, verb: str, arguments: dict[str, Any], body: Sequence[Part] = (), lane: int | None = None
@@ -797,7 +699,7 @@ class Mesh:
         """The notice goes the way of the coroutine's messages, so that it comes last, behind those that are held too."""
         if link.ended:
             return
-        for to in self._holding.defer(link.birth, operation.coro):
+        for to in self.sending.holding.defer(link.birth, operation.coro):
             self._peers.post(link, Notice(operation.coro, to, False), operation.coro)
         self._peers.post(link, operation, operation.coro)
 
@@ -937,22 +839,3 @@ class Mesh:
                 async with asyncio.timeout(CLOSE_TIMEOUT / 2):
                     await coro.stopped()
             raise
-
-
-def namespace_here() -> payload.Namespace | None:
-    """Where what comes for the coroutine that this code runs in is opened."""
-    coro = sender()
-    return coro.namespace if coro is not None else None
-
-
-def checked(answer: Answer) -> Answer:
-    """The answer of user code elsewhere, unless it is what that raised."""
-    if answer.value == RAISED:
-        raise payload.unpack_error(answer.body, namespace_here())
-    return answer
-
-
-def _lane() -> int:
-    """What one coroutine sends keeps its order, its exit notice last; what no coroutine sends shares a lane."""
-    coro = sender()
-    return coro.ref.id if coro is not None else 0

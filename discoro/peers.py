@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from discoro import messages
 from discoro.connections import Ended
 from discoro.errors import PeerLost, ProtocolError, Refused, Unreachable
-from discoro.link import Action, Dial, Drop, Introduce, Link, Send, SendGreeting, State, refusal, worth_dialling
+from discoro.link import PEER_ENDED, Action, Dial, Drop, Introduce, Link, Send, SendGreeting, State, refusal, worth_dialling
 from discoro.messages import Greeting, Operation, Part
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ class Peers:
         link = self._links.get(theirs.birth)
         known = link is not None and theirs.resume in (0, link.session)
         if link is not None and known and link.begun_anew(theirs):
-            link.lose("the peer ended the link")
+            link.lose(PEER_ENDED)
             self._settle(link)
             link = None
         if theirs.resume and (link is None or not known):

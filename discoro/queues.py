@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, Protocol
 from discoro import payload
 from discoro.errors import ConfigError, DiscoroError, Overloaded, ProtocolError, QueueClosed, Timeout
 from discoro.mailbox import MAILBOX_BYTES, MAILBOX_MESSAGES
-from discoro.mesh import Mesh, namespace_here
+from discoro.mesh import Mesh
 from discoro.requests import Incoming
+from discoro.sending import namespace_here
 from discoro.services import MAX_WAITING, WAITING_BYTES, Home, Served, mesh_here, number_in, numbers
 
 log = logging.getLogger("discoro.queues")

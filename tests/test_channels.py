@@ -86,7 +86,7 @@ async def ears(channel: Channel, *meshes: Mesh) -> list[Coro]:
 def is_empty(mesh: Mesh) -> bool:
     """Whether a mesh keeps nothing of subscribers and requests."""
     exits = mesh._exits
-    return not (exits._subscriptions or exits._monitors or len(mesh._requests) or len(mesh._holding))
+    return not (exits._subscriptions or exits._monitors or len(mesh._requests) or len(mesh.sending.holding))
 
 
 # ------------------------------------------------------------------ what is refused

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "discoro"
 ORDER = (
     "errors messages outbox link blobs files directory shipping payload process watchdog security connections sockets "
     "listening dialling transport interfaces adverts discovery peers references requests outcomes mailbox "
-    "driving coro exits holding names finding introducing presence local options answers mesh services "
+    "driving coro exits holding names finding introducing presence local options answers sending mesh services "
     "spreading hubs channels queues rci computation server workers node program background blocking pool cli __main__"
 ).split()
 THINKING = {"errors", "messages", "outbox", "link", "blobs"}

@@ -164,7 +164,7 @@ def test_a_full_mailbox_holds_its_own_senders_and_nobody_else() -> None:
             sent = await a.run(sender)
             assert limit < sent <= 3 * limit
             assert await full.result_here() == sent + 1
-            assert not len(a._holding) and not len(b._holding)
+            assert not len(a.sending.holding) and not len(b.sending.holding)
 
     simulate(test)
 
@@ -180,7 +180,7 @@ def test_who_waits_for_room_is_told_when_the_coroutine_ends(where: str, monkeypa
             async def sender() -> None:
                 for number in range(10):
                     full.ref.send(number)
-                await until(lambda: full.mailbox.full and (where == "here" or a._holding.is_full(full.ref)))
+                await until(lambda: full.mailbox.full and (where == "here" or a.sending.holding.is_full(full.ref)))
                 delivering = asyncio.ensure_future(full.ref.deliver(10))
                 await asyncio.sleep(0)
                 full.stop("terminated")
@@ -188,7 +188,7 @@ def test_who_waits_for_room_is_told_when_the_coroutine_ends(where: str, monkeypa
                     await delivering
 
             await (b if where == "here" else a).run(sender)
-            assert not len(a._holding) and not len(b._holding)
+            assert not len(a.sending.holding) and not len(b.sending.holding)
 
     simulate(test)
 
@@ -947,7 +947,7 @@ def test_who_asks_late_gets_the_notice_behind_messages_that_are_held_too(monkeyp
             async def floods() -> None:
                 for number in range(4):
                     receiver.ref.send(number)
-                await until(lambda: b._holding.is_full(receiver.ref))
+                await until(lambda: b.sending.holding.is_full(receiver.ref))
                 receiver.ref.send(4)
 
             sender = start(b, floods)

@@ -470,7 +470,7 @@ class Stage:
 
     def _look_for_leftovers(self, life: Life) -> None:
         mesh = life.mesh
-        tables = {"requests": mesh._requests, "holding": mesh._holding, "tasks": mesh._tasks, "coros": mesh._coros}
+        tables = {"requests": mesh._requests, "holding": mesh.sending.holding, "tasks": mesh._tasks, "coros": mesh._coros}
         kept = ("_waiters", "_monitors", "_observed", "_deferred", "_unheard", "_subscribed", "_watchers")
         tables |= {name: getattr(mesh._exits, name) for name in kept}
         for name, table in tables.items():
