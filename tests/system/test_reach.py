@@ -111,7 +111,7 @@ def hidden_on(machines: Machines, host: str) -> tuple[Command, str]:
 def check_talked(talked: list[object]) -> float:
     first, took, *rest = talked
     assert first == "first" and rest == [1, "the end", "normal", "the end"]
-    assert isinstance(took, float) and took < 1.0
+    assert isinstance(took, float) and took < 2.0
     return took
 
 
@@ -149,7 +149,7 @@ def test_two_clients_behind_firewalls_are_told_what_was_tried(tmp_path: Path) ->
         program.tell("go")
         for _ in range(3):
             text, took = program.next("unreachable", 10)
-            assert took < CONNECT_TIMEOUT + 0.5
+            assert took < CONNECT_TIMEOUT + 2
             assert f"tried {machines.lan.address('b')}:" in text and "(no answer within 1 s)" in text
             assert f"asked a (b/{hidden.pid} could not dial back: tried {machines.lan.address('c')}:" in text
         program.succeed(5)
@@ -166,5 +166,5 @@ def test_a_client_that_was_killed_is_told_in_time(tmp_path: Path) -> None:
         program.tell("go")
         for _ in range(3):
             program.next("unreachable", CONNECT_TIMEOUT + 1)
-        assert time.monotonic() - began < 3 * (CONNECT_TIMEOUT + 0.5)
+        assert time.monotonic() - began < 3 * (CONNECT_TIMEOUT + 2)
         program.succeed(5)
