@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.support.programs import Program, programs
@@ -13,17 +14,18 @@ from tests.support.promises import broken
 from tests.support.stage import play
 
 MORE = int(os.environ.get("PROPERTY_EXAMPLES", "0"))
-EXAMPLES = MORE or 1000
+BATCH = 1000  # examples of one test: a test that takes minutes counts as hung
 
 
+@pytest.mark.parametrize("batch", range(max(1, -(-MORE // BATCH))))
 @settings(
-    max_examples=EXAMPLES,
+    max_examples=min(MORE, BATCH) or BATCH,
     derandomize=not MORE,
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(programs())
-def test_any_interleaving_keeps_the_promises(program: Program) -> None:
-    history = play(program)
-    assert not broken(history), "\n".join(broken(history))
+def test_any_interleaving_keeps_the_promises(batch: int, program: Program) -> None:
+    found = broken(play(program))
+    assert not found, "\n".join(found)

@@ -153,7 +153,8 @@ def programs(draw: Callable[..., Any], scenes: int = 8) -> Program:
     latency = draw(st.sampled_from([0.0, 0.02, 0.3]))
     wait = st.builds(Wait, st.sampled_from([0.0, 0.01, 0.5, 4.0, 20.0]))
     scene = st.tuples(st.lists(step(processes, coroutines), min_size=1, max_size=8), wait)
-    drawn = draw(st.lists(st.one_of(scene, scene.map(_same), _flood(coroutines)), min_size=1, max_size=scenes))
+    some = st.one_of(scene, scene.map(_same), _flood(coroutines), _haul(coroutines))
+    drawn = draw(st.lists(some, min_size=1, max_size=scenes))
     steps = tuple(each for steps, pause in drawn for each in (*steps, pause))
     return Program(processes, coroutines, steps, latency, draw(st.booleans()), draw(st.integers(0, 9)))
 
@@ -164,7 +165,7 @@ def step(processes: int, coroutines: int) -> st.SearchStrategy[Step]:
     return st.one_of(talk, talk.map(_same), wait, st.one_of(_ends(coroutines)), _faults(processes))
 
 
-def _same(drawn: Step) -> Step:
+def _same(drawn: Any) -> Any:
     """one_of takes the same strategy only once, but not one that is mapped."""
     return drawn
 
@@ -176,6 +177,18 @@ def _flood(coroutines: int) -> st.SearchStrategy[Any]:
         lambda by, to, first, more, ends: ([Send(by, to, first), Wait(1.0), Send(by, to, more), *ends], Wait(0.5)),
         *(who, who, st.integers(4, 7), st.integers(1, 5)),
         st.sampled_from([[], [Finish(0)], [Finish(1)], [Finish(1, True)]]),
+    )
+
+
+def _haul(coroutines: int) -> st.SearchStrategy[Any]:
+    """More large messages than a window holds, and what must not overtake them."""
+    who = st.integers(0, coroutines - 1)
+    return st.builds(
+        lambda by, to, count, watched, ends: (
+            [*watched, Send(by, to, count, PIECES), Send(by, to), *([Finish(by)] if ends else [])],
+            Wait(0.5),
+        ),
+        *(who, who, st.integers(2, 4), st.lists(st.builds(Monitor, who, who), max_size=1), st.booleans()),
     )
 
 

@@ -210,8 +210,17 @@ class History:
         return named or self.linked(who, at) or self.dead(who.home, at)
 
     def linked(self, who: Who, at: float) -> bool:
-        """Whether it is, or was to be, linked with another."""
-        return any(who in (each.who, each.other) and each.at <= at for each in self.of(Linked))
+        """Whether it is, or was to be, linked with another that is gone, and did not just return."""
+        links = [each for each in self.of(Linked) if who in (each.who, each.other) and each.at <= at]
+        return any(self._fell(each.other if each.who == who else each.who, who.home, at) for each in links)
+
+    def _fell(self, who: Who, seen_by: Home, at: float) -> bool:
+        """Whether one may have ended otherwise than by returning, as far as that process can know."""
+        ended = self.ended.get(who)
+        failed = ended is not None and ended.at <= at and ended.how != "normal"
+        named = ended is None and any(each.who == who and each.at <= at for each in self.of(Condemned))
+        lost = any({each.home, each.other} == {who.home, seen_by} and each.at <= at for each in self.of(Lost))
+        return failed or named or lost or self.dead(who.home, at)
 
     def dead(self, home: Home, at: float) -> bool:
         return home in self.died and self.died[home].at <= at
@@ -315,7 +324,8 @@ def no_gap(history: History) -> Iterator[str]:
 
 def everything_comes(history: History) -> Iterator[str]:
     """Over links that live, to coroutines that live and have room, everything comes, whoever else is full or stuck."""
-    losses = Counter((each.home, each.other) for each in history.of(Lost))
+    looked = min((each.at for each in history.of(Lives)), default=0.0)  # later links end with the stage
+    losses = Counter((each.home, each.other) for each in history.of(Lost) if each.at <= looked)
     for each in history.of(Sent):
         to, home = history.lives.get(each.tag.to), each.tag.by.home
         lives = to is not None and to.room and not history.dead(home, to.at)

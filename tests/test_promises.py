@@ -1,0 +1,258 @@
+"""The judge of tests/test_properties.py itself: it finds nothing in a good history, and each promise broken in a bad one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from discoro import outbox
+from discoro.coro import Coro
+from discoro.exits import Exits
+from discoro.holding import Holding
+from discoro.link import Link
+from discoro.mesh import Mesh
+from discoro.requests import Requests
+from tests.support.programs import PIECES, Deliver, Finish, Monitor, Part, Program, Receive, Restart, Send, Wait
+from tests.support.programs import Link as LinkWith
+from tests.support.promises import (
+    PROMISES,
+    Began,
+    Bug,
+    Condemned,
+    Counted,
+    Died,
+    Done,
+    Ended,
+    Event,
+    History,
+    Home,
+    Linked,
+    Lives,
+    Lost,
+    Noticed,
+    Parted,
+    Received,
+    Refused,
+    Sent,
+    Tag,
+    Who,
+    broken,
+)
+from tests.support.stage import play
+
+ANN, BOB, NEXT_BOB = Who(0, 0, 1), Who(1, 0, 2), Who(1, 1, 3)
+FIRST, SECOND, DELIVERED = Tag(ANN, BOB, 1), Tag(ANN, BOB, 2), Tag(ANN, BOB, 3)
+LAST_WORDS = Tag(BOB, ANN, 4)
+
+GOOD: list[Event] = [
+    Sent(0.0, FIRST, 0),
+    Sent(0.0, SECOND, 0),
+    Began(0.0, 1, ANN, "deliver", BOB, 2.0, DELIVERED),
+    Received(0.1, BOB, FIRST),
+    Received(0.1, BOB, SECOND),
+    Received(0.1, BOB, DELIVERED),
+    Done(0.2, 1, 1),
+    Began(0.2, 2, ANN, "monitor", BOB, None),
+    Done(0.3, 2, 0),
+    Sent(0.4, LAST_WORDS, 0),
+    Ended(0.5, BOB, "normal"),
+    Received(0.6, ANN, LAST_WORDS),
+    Noticed(0.6, ANN, BOB, "normal", "2@1.0"),
+    Lives(60.0, ANN, True),
+    Lost(100.0, ANN.home, BOB.home),
+    Lost(100.0, BOB.home, ANN.home),
+    Counted(100.0, ANN.home, 0),
+    Counted(100.0, BOB.home, 0),
+]
+
+
+def but(old: Event, *new: Event) -> list[Event]:
+    """The good history with one event replaced."""
+    at = GOOD.index(old)
+    return [*GOOD[:at], *new, *GOOD[at + 1 :]]
+
+
+def and_then(*more: Event) -> list[Event]:
+    return [*GOOD, *more]
+
+
+LIVES_ON = [each for each in GOOD if not isinstance(each, Ended | Noticed)] + [Lives(60.0, BOB, True)]
+
+BAD: list[tuple[str, list[Event]]] = [
+    ("order", but(Received(0.1, BOB, FIRST), Received(0.1, BOB, SECOND), Received(0.1, BOB, FIRST))),
+    ("once", but(Received(0.1, BOB, FIRST), Received(0.1, BOB, FIRST), Received(0.1, BOB, FIRST))),
+    ("its_own", but(Received(0.1, BOB, FIRST), Received(0.1, NEXT_BOB, FIRST))),
+    ("refused_is_refused", but(Sent(0.0, FIRST, 0), Refused(0.0, FIRST, "Overloaded"))),
+    ("refused_is_refused", but(Done(0.2, 1, 1), Done(0.2, 1, None, "NoSuchCoro"))),
+    ("delivered_is_there", but(Received(0.1, BOB, DELIVERED))),
+    ("delivered_is_there", but(Done(0.2, 1, 1), Done(0.2, 1, 0))),
+    ("no_gap", but(Received(0.1, BOB, FIRST))),
+    ("everything_comes", [each for each in LIVES_ON if each != Received(0.1, BOB, SECOND)]),
+    ("loss_is_counted", [*(each for each in LIVES_ON if each != Received(0.1, BOB, SECOND)), Lost(0.05, ANN.home, BOB.home)]),
+    ("one_notice", but(Noticed(0.6, ANN, BOB, "normal", "2@1.0"))),
+    ("one_notice", and_then(Noticed(0.7, ANN, BOB, "normal", "2@1.0"))),
+    (
+        "linked_die_together",
+        [Began(0.0, 1, ANN, "link", BOB, None), Done(0.1, 1, 0), Ended(1.0, BOB, "exception"), Lives(60.0, ANN, True)],
+    ),
+    ("notice_comes_last", [*but(Received(0.6, ANN, LAST_WORDS)), Received(0.7, ANN, LAST_WORDS)]),
+    ("honest_notices", but(Noticed(0.6, ANN, BOB, "normal", "2@1.0"), Noticed(0.6, ANN, BOB, "normal", "something else"))),
+    ("honest_notices", but(Noticed(0.6, ANN, BOB, "normal", "2@1.0"), Noticed(0.6, ANN, BOB, "terminated"))),
+    ("honest_notices", but(Noticed(0.6, ANN, BOB, "normal", "2@1.0"), Noticed(0.6, ANN, BOB, "peer lost", None, "PeerLost"))),
+    ("honest_notices", but(Ended(0.5, BOB, "normal"))),
+    ("honest_answers", and_then(Began(1.0, 9, ANN, "result", BOB, None), Done(1.1, 9, "something else"))),
+    ("honest_answers", and_then(Began(1.0, 9, ANN, "deliver", BOB, 5.0), Done(1.1, 9, None, "Timeout"))),
+    ("honest_answers", [*LIVES_ON, Began(1.0, 9, ANN, "terminate", BOB, None), Done(1.1, 9, None, "NoSuchCoro")]),
+    ("honest_answers", and_then(Began(1.0, 9, ANN, "alive", BOB, None), Done(1.1, 9, True))),
+    ("nobody_waits_for_ever", and_then(Began(1.0, 9, ANN, "result", BOB, None))),
+    ("nobody_waits_for_ever", and_then(Began(1.0, 9, ANN, "deliver", BOB, 2.0), Done(3.5, 9, None, "Timeout"))),
+    ("nobody_waits_for_ever", and_then(Began(1.0, 9, ANN, "result", BOB, None), Done(90.0, 9, "2@1.0"))),
+    ("no_bug_and_no_leftover", and_then(Bug(1.0, "what the loop was told"))),
+]
+
+
+def names(found: list[str]) -> set[str]:
+    return {each.partition(":")[0] for each in found}
+
+
+def test_a_good_history_breaks_nothing() -> None:
+    assert broken(History(GOOD)) == []
+    assert broken(History(LIVES_ON)) == []
+
+
+@pytest.mark.parametrize(("promise", "events"), BAD)
+def test_a_broken_promise_is_found(promise: str, events: list[Event]) -> None:
+    assert promise in names(broken(History(events)))
+
+
+def test_every_promise_has_a_history_that_breaks_it() -> None:
+    assert {promise.__name__ for promise in PROMISES} == {promise for promise, _ in BAD}
+
+
+@pytest.mark.parametrize(
+    ("loss", "true"),
+    [
+        ([Died(0.4, BOB.home, "killed")], True),
+        ([Parted(0.0, 20.0, frozenset((0, 1)))], True),
+        ([Parted(0.0, 4.0, frozenset((0, 1)))], False),
+        ([Parted(0.0, 20.0, frozenset((0, 2)))], False),
+        ([Died(0.4, Home(1, 1), "killed")], False),
+    ],
+)
+def test_a_loss_is_one_after_a_death_or_a_long_time_out_of_reach(loss: list[Event], true: bool) -> None:
+    lost = Noticed(20.0, ANN, BOB, "peer lost", None, "PeerLost")
+    events = [*loss, *(each for each in LIVES_ON if not isinstance(each, Counted)), lost]
+    assert ("honest_notices" in names(broken(History(events)))) is not true
+
+
+def test_who_is_terminated_or_linked_ends_honestly() -> None:
+    carl = Who(2, 0, 5)
+    linked: Event = Linked(0.3, BOB, carl)
+    failed: list[Event] = [linked, Ended(0.4, carl, "exception")]
+    returned: list[Event] = [linked, Ended(0.4, carl, "normal")]
+    told = but(Noticed(0.6, ANN, BOB, "normal", "2@1.0"), Noticed(0.6, ANN, BOB, "terminated"))
+    honest: list[list[Event]] = [[Condemned(0.4, BOB)], [Died(0.4, BOB.home, "closed")], failed]
+    for why, true in (*((each, True) for each in honest), ([linked], False), (returned, False)):
+        assert ("honest_notices" in names(broken(History([*why, *told])))) is not true
+
+
+# ------------------------------------------------------------------ discoro with one thing broken in it
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+FULL = (Send(1, 0, 4), Wait(1.0), Send(1, 0, 2))  # two wait at their sender
+
+
+def instead(of: type[Any], name: str, new: Callable[..., Any]) -> Patch:
+    """The method replaced; `new` gets the original as its first argument."""
+    original = getattr(of, name)
+    return lambda patch: patch.setattr(of, name, lambda *args, **kwargs: new(original, *args, **kwargs))
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def resumes_without_resending(original: Any, box: Any, received: int) -> None:
+    box.acknowledge(received)
+
+
+def notifies_twice(original: Any, coro: Any, *what: Any) -> None:
+    original(coro, *what)
+    original(coro, *what)
+
+
+def forgets_the_first(original: Any, holding: Any, key: Any) -> Any:
+    return list(original(holding, key))[1:]
+
+
+def turns_them_round(original: Any, holding: Any, key: Any) -> Any:
+    return list(original(holding, key))[::-1]
+
+
+def loses_early(original: Any, link: Any, why: str, now: float) -> None:
+    original(link, why, now)
+    link._give_up = now + 1.0
+
+
+def posts_without_a_lane(original: Any, box: Any, wire: Any, lane: Any) -> None:
+    original(box, wire, None)
+
+
+def follows_on_one_side(original: Any, mesh: Any, to: Any, verb: str, *rest: Any, **more: Any) -> Any:
+    if verb == "follow":
+        return asyncio.sleep(0)
+    return original(mesh, to, verb, *rest, **more)
+
+
+MUTANTS: list[tuple[Patch, str, Program]] = [
+    (
+        instead(outbox.Outbox, "resume", resumes_without_resending),
+        "everything_comes",
+        Program(2, 2, (Deliver(0, 1), Wait(0.5), Part(0, 1, 4.0), Send(0, 1), Wait(20.0))),
+    ),
+    (instead(Coro, "notify", notifies_twice), "one_notice", Program(2, 2, (Monitor(0, 1), Wait(0.5), Finish(1), Wait(0.5)))),
+    (
+        instead(Exits, "link_lost", nothing),
+        "one_notice",
+        Program(2, 2, (Monitor(0, 1), Wait(0.5), Restart(1, "killed", 1.0), Wait(0.5))),
+    ),
+    (
+        instead(Requests, "fail", nothing),
+        "nobody_waits_for_ever",
+        Program(2, 2, (Monitor(0, 1), Restart(1, "killed"), Wait(0.5))),
+    ),
+    (instead(Holding, "opened", forgets_the_first), "no_gap", Program(2, 2, (*FULL, Wait(0.5)))),
+    (instead(Holding, "opened", turns_them_round), "order", Program(2, 2, (*FULL, Wait(0.5)))),
+    (
+        instead(Holding, "defer", lambda *_: []),
+        "notice_comes_last",
+        Program(2, 2, (Monitor(0, 1), *FULL, Finish(1), Wait(0.5))),
+    ),
+    (
+        instead(Link, "_broken", loses_early),
+        "honest_notices",
+        Program(2, 2, (Monitor(0, 1), Wait(0.5), Part(0, 1, 6.0), Receive(0), Wait(20.0))),
+    ),
+    (
+        instead(outbox.Outbox, "add", posts_without_a_lane),
+        "order",
+        Program(2, 2, (Wait(0.5), Send(1, 0, 3, PIECES), Send(1, 0), Wait(0.5)), latency=0.3),
+    ),
+    (
+        instead(Mesh, "request", follows_on_one_side),
+        "linked_die_together",
+        Program(2, 2, (LinkWith(0, 1), Wait(0.5), Finish(0, True), Wait(0.5))),
+    ),
+]
+
+
+@pytest.mark.parametrize(("patch", "promise", "program"), MUTANTS)
+def test_what_is_broken_in_discoro_is_found(patch: Patch, promise: str, program: Program) -> None:
+    assert broken(play(program)) == []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        patch(monkeypatch)
+        found = broken(play(program))
+    assert promise in names(found), found
