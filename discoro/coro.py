@@ -16,7 +16,18 @@ from types import CoroutineType
 from typing import Any, Protocol, cast
 
 from discoro import payload
-from discoro.driving import Exited, Steered, Swap, TimeLimit, check_arguments, check_coroutine, explain, not_awaited, wants_coro
+from discoro.driving import (
+    Exited,
+    Steered,
+    Swap,
+    TimeLimit,
+    check_arguments,
+    check_coroutine,
+    explain,
+    from_user,
+    not_awaited,
+    wants_coro,
+)
 from discoro.errors import CoroEnded, NoMesh, NoSuchCoro, Overloaded, PackError, SwapRefused
 from discoro.mailbox import Mailbox, Question
 from discoro.outcomes import EXCEPTION, NORMAL, TERMINATED, ExitNotice, Outcome
@@ -490,6 +501,7 @@ class Coro(Handle):
                 return Outcome(NORMAL, task.result())
             error = TypeError(f"{self.name} ({self}) returned {returned}: write `return (yield ...)`, or `return await ...`")
         explain(error)
+        error.__traceback__ = from_user(error.__traceback__)
         return Outcome(EXCEPTION, error=error, text=_told(error))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from types import CodeType, CoroutineType, FrameType, TracebackType
@@ -15,6 +16,8 @@ from typing import Any
 
 from discoro.errors import BadArguments, NoSuchCoro, NotACoroutine, SwapRefused, Timeout
 from discoro.payload import error_text
+
+_NOT_THE_USERS = (os.path.dirname(__file__), os.path.dirname(asyncio.__file__))
 
 SHOWN = 300  # characters of a signature in an error: a default value can have any length
 
@@ -332,6 +335,14 @@ class TimeLimit:
         self._alarm.cancel()
         if self._over and self._task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError):
             raise Timeout(f"not done within {self._seconds:g} s") from error
+
+
+def from_user(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from the first frame that is neither discoro's nor asyncio's; the whole of it where there is none."""
+    found = trace
+    while found is not None and found.tb_frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        found = found.tb_next
+    return found or trace
 
 
 def check_coroutine(function: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from discoro.coro import host_here
-from discoro.driving import check_coroutine
+from discoro.driving import check_coroutine, from_user
 from discoro.mesh import Mesh
 from discoro.references import CoroRef
 
@@ -32,6 +32,9 @@ def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:
     except KeyboardInterrupt:
         # How asyncio noticed what the user did tells nobody anything.
         raise KeyboardInterrupt from None
+    except Exception as error:
+        error.__traceback__ = from_user(error.__traceback__)  # a page of frames of discoro's own tells nobody anything
+        raise
 
 
 def current_mesh() -> Mesh:

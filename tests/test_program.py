@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,19 @@ def test_ctrl_c_ends_main_in_order_and_the_program_with_it(tmp_path: Path) -> No
     assert done.stdout == "tidied up\n"
     assert done.returncode in (-2, 130)
     assert "asyncio/" not in done.stderr
+
+
+def test_a_traceback_begins_where_the_users_own_code_does() -> None:
+    def fails(coro: Any = None) -> Any:
+        yield coro.sleep(0)
+        raise LookupError("bad")
+
+    async def main() -> None:
+        await discoro.Coro(fails).result()
+
+    with pytest.raises(LookupError) as caught:
+        discoro.run(main, mdns=False, ip_addr=["127.0.0.1"], open=True)
+    names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert names[0] == "test_a_traceback_begins_where_the_users_own_code_does"
+    assert [name for name in names if name in ("main", "fails")] == ["main", "fails"]
+    assert not {"run_until_complete", "program", "drive", "send"} & set(names)
