@@ -154,7 +154,8 @@ def test_who_is_terminated_or_linked_ends_honestly() -> None:
     failed: list[Event] = [linked, Ended(0.4, carl, "exception")]
     returned: list[Event] = [linked, Ended(0.4, carl, "normal")]
     told = but(Noticed(0.6, ANN, BOB, "normal", "2@1.0"), Noticed(0.6, ANN, BOB, "terminated"))
-    honest: list[list[Event]] = [[Condemned(0.4, BOB)], [Died(0.4, BOB.home, "closed")], failed]
+    too_late: list[Event] = [linked, Condemned(0.4, carl), Ended(0.4, carl, "normal")]
+    honest: list[list[Event]] = [[Condemned(0.4, BOB)], [Died(0.4, BOB.home, "closed")], failed, too_late]
     for why, true in (*((each, True) for each in honest), ([linked], False), (returned, False)):
         assert ("honest_notices" in names(broken(History([*why, *told])))) is not true
 

@@ -218,7 +218,8 @@ class History:
         """Whether one may have ended otherwise than by returning, as far as that process can know."""
         ended = self.ended.get(who)
         failed = ended is not None and ended.at <= at and ended.how != "normal"
-        named = ended is None and any(each.who == who and each.at <= at for each in self.of(Condemned))
+        until = at if ended is None else min(at, ended.at)  # who returns although it was to be terminated was terminated
+        named = any(each.who == who and each.at <= until for each in self.of(Condemned))
         lost = any({each.home, each.other} == {who.home, seen_by} and each.at <= at for each in self.of(Lost))
         return failed or named or lost or self.dead(who.home, at)
 
