@@ -209,19 +209,20 @@ class History:
         named = any(each.who == who and each.at <= at for each in self.of(Condemned))
         return named or self.linked(who, at) or self.dead(who.home, at)
 
-    def linked(self, who: Who, at: float) -> bool:
-        """Whether it is, or was to be, linked with another that is gone, and did not just return."""
+    def linked(self, who: Who, at: float, seen: frozenset[Who] = frozenset()) -> bool:
+        """Whether it is, or was to be, linked with another that is gone, and did not just return; `seen`: on the way to it."""
         links = [each for each in self.of(Linked) if who in (each.who, each.other) and each.at <= at]
-        return any(self._fell(each.other if each.who == who else each.who, who.home, at) for each in links)
+        others = {each.other if each.who == who else each.who for each in links} - seen - {who}
+        return any(self._fell(other, who.home, at, seen | {who}) for other in others)
 
-    def _fell(self, who: Who, seen_by: Home, at: float) -> bool:
+    def _fell(self, who: Who, seen_by: Home, at: float, seen: frozenset[Who]) -> bool:
         """Whether one may have ended otherwise than by returning, as far as that process can know."""
         ended = self.ended.get(who)
         failed = ended is not None and ended.at <= at and ended.how != "normal"
         until = at if ended is None else min(at, ended.at)  # who returns although it was to be terminated was terminated
         named = any(each.who == who and each.at <= until for each in self.of(Condemned))
         lost = any({each.home, each.other} == {who.home, seen_by} and each.at <= at for each in self.of(Lost))
-        return failed or named or lost or self.dead(who.home, at)
+        return failed or named or lost or self.dead(who.home, at) or self.linked(who, until, seen)
 
     def dead(self, home: Home, at: float) -> bool:
         return home in self.died and self.died[home].at <= at
