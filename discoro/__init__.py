@@ -43,10 +43,10 @@ from discoro.errors import (
     WorkerLost,
 )
 from discoro.mailbox import Question
-from discoro.mesh import Mesh
+from discoro.mesh import Mesh, current_mesh
 from discoro.outcomes import ExitNotice
 from discoro.presence import Peer, PeerStatus
-from discoro.program import current_mesh, join, run, servers
+from discoro.program import join, run, servers
 from discoro.queues import Queue
 from discoro.rci import RCI
 from discoro.references import CoroRef

@@ -59,7 +59,7 @@ class Background:
             self._thread.start()
             started.result()
             atexit.register(self._at_exit)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: a start that is given up leaves no thread
             if not started.cancel():  # it has begun
                 self.leave()
             if self._thread.is_alive():

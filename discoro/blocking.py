@@ -93,7 +93,7 @@ class BlockingMesh:
             if has_arguments:
                 raise TypeError(f"{operation!r:.80} was called already: arguments belong to the call")
             self._background.check()
-        except BaseException:
+        except BaseException:  # else Python would say that it was never awaited, and not why
             if inspect.iscoroutine(operation):
                 operation.close()
             raise

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from discoro import payload
 from discoro.blobs import Chunk, Sending
-from discoro.coro import host_here, sender
+from discoro.coro import sender
 from discoro.driving import check_coroutine
 from discoro.errors import (
     CloseFailed,
@@ -35,7 +35,7 @@ from discoro.errors import (
     WorkerLost,
 )
 from discoro.files import MAX_FILES, Shipped, measure, read_chunk
-from discoro.mesh import Mesh
+from discoro.mesh import Mesh, current_mesh
 from discoro.messages import Part
 from discoro.references import CoroRef, Handle, Running
 
@@ -89,7 +89,7 @@ class Computation:
         for a file that cannot be read. Nothing is left half-open: a setup that ran out of time while the code was being opened
         closes the computation at that server; one that ran out of time before changes nothing.
         """
-        mesh, server = _mesh(), _server(peer)
+        mesh, server = current_mesh(), _server(peer)
         code, call = _packed_code([self._function, *self._code]), _packed_call(func, args, kwargs)
         try:
             async with asyncio.timeout(timeout) as limit:
@@ -110,7 +110,7 @@ class Computation:
         Raises NotSetUp before setup and after close, WorkerLost where the worker is gone (set up again), PackError. Arguments
         that the computation does not take are a TypeError of the coroutine, which its `result` raises.
         """
-        mesh, server = _mesh(), _server(peer)
+        mesh, server = current_mesh(), _server(peer)
         worker = self._worker(server)
         with _named_places({"message[0]": "args", "message[1]": "kwargs"}):
             body = payload.pack((args, kwargs))
@@ -129,7 +129,7 @@ class Computation:
 
         Raises Timeout after `timeout` seconds, NotSetUp, WorkerLost, PeerLost.
         """
-        mesh, server = _mesh(), _server(peer)
+        mesh, server = current_mesh(), _server(peer)
         self._worker(server)
         with _named_loss(self.name, server):
             await mesh.request(server, "ping", self._arguments(), timeout=timeout)
@@ -150,7 +150,7 @@ class Computation:
         Stuck then names it. CloseFailed tells what func raised. Afterwards run and ping raise NotSetUp in every case.
         Raises NotSetUp, WorkerLost, PeerLost too.
         """
-        mesh, server = _mesh(), _server(peer)
+        mesh, server = current_mesh(), _server(peer)
         call = _packed_call(func, args, kwargs)
         self._worker(server)
         del self._workers[server]
@@ -191,12 +191,6 @@ class Computation:
             mesh.ask_later(server, "close", self._arguments(timeout=GIVE_UP_TIMEOUT))
             raise
         return CoroRef.from_plain(answer.value["worker"])
-
-
-def _mesh() -> Mesh:
-    mesh = host_here()
-    assert isinstance(mesh, Mesh)
-    return mesh
 
 
 def _server(peer: Handle) -> CoroRef:

@@ -184,7 +184,7 @@ class Exits:
         self.note_subscription(coro.ref.id, channel)
         try:
             await self.monitor(coro, channel)
-        except BaseException:
+        except BaseException:  # given up, or nobody could be asked: then it does not subscribe
             self.note_subscription(coro.ref.id, channel, False)
             raise
 

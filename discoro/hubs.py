@@ -152,7 +152,7 @@ class Hub(Home):
             return []
         hub = self._hub_here(to.ref)
         if hub is None:
-            self.mesh.sending.check_queue(to.ref)
+            self.mesh.sending.link_with_room(to.ref)
             self.mesh.tell(to.ref, "send", {"trail": trail}, load.packed(), self._lane)
             return []
         try:
@@ -287,7 +287,7 @@ class Hub(Home):
             self._joining.add(ref)
             try:
                 answer = await self.mesh.request(ref, "subscribed", {"channel": self.coro.ref.to_plain()})
-            except BaseException:
+            except BaseException:  # given up with the channel, or nobody is there: it waits to join no more
                 self._joining.discard(ref)
                 raise
             self._join(Subscriber(ref, answer.value == self.kind))

@@ -23,7 +23,7 @@ from typing import Any
 
 from discoro import __version__, messages, payload
 from discoro.answers import Answers, Handler
-from discoro.coro import Coro, sender
+from discoro.coro import Coro, host_here, sender
 from discoro.driving import check_coroutine
 from discoro.errors import DiscoroError, NoSuchCoro, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
 from discoro.exits import Exits
@@ -839,3 +839,10 @@ class Mesh:
                 async with asyncio.timeout(CLOSE_TIMEOUT / 2):
                     await coro.stopped()
             raise
+
+
+def current_mesh() -> Mesh:
+    """The mesh that this code runs in: of `discoro.run`, of `async with discoro.Mesh()`, of a worker. NoMesh outside of one."""
+    host = host_here()
+    assert isinstance(host, Mesh)
+    return host

@@ -1,4 +1,4 @@
-"""A program's own door to the mesh: `run` for a script, `servers` for who uses all of them, `join`, `current_mesh`."""
+"""A program's own door to the mesh: `run` for a script, `servers` for who uses all of them, `join`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from discoro.coro import host_here
 from discoro.driving import check_coroutine, from_user
-from discoro.mesh import Mesh
+from discoro.mesh import Mesh, current_mesh
 from discoro.references import CoroRef
 
 
@@ -35,13 +34,6 @@ def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:
     except Exception as error:
         error.__traceback__ = from_user(error.__traceback__)  # a page of frames of discoro's own tells nobody anything
         raise
-
-
-def current_mesh() -> Mesh:
-    """The mesh that this code runs in: of `discoro.run`, of `async with discoro.Mesh()`, of a worker. NoMesh outside of one."""
-    host = host_here()
-    assert isinstance(host, Mesh)
-    return host
 
 
 async def servers(name: str = "discoro_server", timeout: float | None = None) -> list[CoroRef]:

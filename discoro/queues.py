@@ -218,8 +218,8 @@ class _Line(Home):
         self._add_getter(key, waiter)
         try:
             item = await self._answer(self._getters, key, waiter, timeout)
-        except BaseException:
-            self._give_back(key)  # cancelled in the turn in which it got one
+        except BaseException:  # cancelled in the turn in which it got one
+            self._give_back(key)
             raise
         self._taken(key)
         return item

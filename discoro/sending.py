@@ -123,14 +123,14 @@ class Sending:
         ended = self._exits.knows_ended(to)
         if ended:
             raise NoSuchCoro(f"{to} has ended ({ended})")
-        self.check_queue(to)
-        self._around.post(self._around.link_to(to), Message(to.id, body), lane)
+        self._around.post(self.link_with_room(to), Message(to.id, body), lane)
 
-    def check_queue(self, to: CoroRef) -> None:
-        """Raise Overloaded where too much waits already to be sent to that process."""
+    def link_with_room(self, to: CoroRef) -> Link:
+        """The link to that process. Overloaded where too much waits already to be sent over it."""
         link = self._around.link_to(to)
         if not link.has_room():
             raise Overloaded(f"{link.outbox.waiting} wait to be sent to {to}, and no more are queued: deliver waits for room")
+        return link
 
     async def wait_for_room(self, to: CoroRef) -> None:
         """Until its mailbox is not known to be full. Raises NoSuchCoro, PeerLost, WorkerLost when it is gone."""

@@ -23,10 +23,10 @@ from typing import Any, Protocol
 
 from discoro import payload
 from discoro.blobs import checked_blob
-from discoro.coro import Coro, current_coro, host_here
+from discoro.coro import Coro, current_coro
 from discoro.errors import CloseFailed, DiscoroError, NotSetUp, ProtocolError, SetupFailed, Stuck
 from discoro.files import Shipped, Store, checked_files, compiled, remove_files
-from discoro.mesh import Mesh
+from discoro.mesh import Mesh, current_mesh
 from discoro.messages import MAX_NAME, Greeting, Part
 from discoro.outcomes import CLOSED
 from discoro.requests import Incoming, Service, answering
@@ -56,8 +56,7 @@ def discoro_server(name: str = "discoro_server") -> Generator[Any, Any, None]:
     Their files go to a directory made for them, from which their modules are imported (after this process's own of that name);
     the current directory of the process stays what it is. Runs until terminated. From the asyncoro 3.2 discoro page.
     """
-    mesh = host_here()
-    assert isinstance(mesh, Mesh)
+    mesh = current_mesh()
     with tempfile.TemporaryDirectory(prefix="discoro-server-", ignore_cleanup_errors=True) as directory:
         files = Path(directory).resolve() / "files"
         files.mkdir(mode=0o700)

@@ -13,9 +13,9 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
-from discoro.coro import READY_RECEIVES, Coro, host_here, sender
+from discoro.coro import READY_RECEIVES, Coro, sender
 from discoro.errors import ConfigError, DiscoroError, NoSuchCoro, ProtocolError
-from discoro.mesh import Mesh
+from discoro.mesh import Mesh, current_mesh
 from discoro.messages import MAX_NAME, MIB, Part
 from discoro.references import CoroRef
 from discoro.requests import Answer, Incoming, Service
@@ -30,8 +30,7 @@ Verb = Callable[[Incoming], Awaitable[None] | None]
 
 def mesh_here() -> Mesh:
     """The mesh that this code runs in; NoMesh where there is none, RuntimeError in another thread than the mesh's."""
-    mesh = host_here()
-    assert isinstance(mesh, Mesh)
+    mesh = current_mesh()
     mesh.check_thread()
     return mesh
 
@@ -217,7 +216,7 @@ class Served:
             alarm = asyncio.get_running_loop().call_later(timeout, self._tell, mesh, "withdraw", number)
         try:
             yield
-        except BaseException:
+        except BaseException:  # a cancellation most of all: nobody waits for it any more
             self._tell(mesh, "withdraw", number)
             raise
         finally:

@@ -31,10 +31,10 @@ from discoro import (
     Timeout,
     UnpackError,
     WorkerLost,
+    current_mesh,
     discoro_server,
     payload,
 )
-from discoro.computation import _mesh
 from tests.support.sites import Site, both_kinds, files_below, running_site
 from tests.test_files import HOSTILE_NAMES, shipped
 
@@ -118,9 +118,9 @@ def test_a_request_that_makes_no_sense_is_answered_and_changes_nothing(site: Sit
     async def client(server: CoroRef) -> None:
         for verb, arguments, body, error in NONSENSE:
             with pytest.raises(error):
-                await _mesh().request(server, verb, arguments, body, timeout=10)
+                await current_mesh().request(server, verb, arguments, body, timeout=10)
             with pytest.raises(NotSetUp):
-                await _mesh().request(server, "ping", {"id": "a"}, timeout=10)
+                await current_mesh().request(server, "ping", {"id": "a"}, timeout=10)
         assert await Computation(answer).setup(server) == 0
 
     site.run(kind, client)
@@ -133,7 +133,7 @@ def test_close_without_a_sensible_time_closes_nothing(site: Site, kind: str) -> 
         await computation.setup(server)
         for timeout in (None, "1", True, -1, 1e9, float("nan")):
             with pytest.raises(ProtocolError, match="close without a timeout"):
-                await _mesh().request(server, "close", {"id": computation._id, "timeout": timeout}, timeout=10)
+                await current_mesh().request(server, "close", {"id": computation._id, "timeout": timeout}, timeout=10)
         assert await computation.ping(server) == 0
 
     site.run(kind, client)
@@ -147,7 +147,7 @@ def test_arguments_of_run_that_are_none_are_refused(site: Site, kind: str) -> No
         worker = computation._workers[server]
         for junk, error in (([b"junk"], UnpackError), ([], UnpackError), (payload.pack(5), ProtocolError)):
             with pytest.raises(error):
-                await _mesh().request(worker, "run", {"id": computation._id}, junk)
+                await current_mesh().request(worker, "run", {"id": computation._id}, junk)
         assert await result_of(computation, server, 3) == 3
 
     site.run(kind, client)
@@ -158,12 +158,12 @@ def test_a_hostile_file_name_is_refused_and_nothing_is_written(site: Site, kind:
     async def client(server: CoroRef) -> None:
         data = os.urandom(16)
         blob = shipped("x", data).blob
-        await _mesh().request(server, "chunk", {"digest": blob.digest, "size": blob.size, "offset": 0}, [data])
+        await current_mesh().request(server, "chunk", {"digest": blob.digest, "size": blob.size, "offset": 0}, [data])
         for name in HOSTILE_NAMES:
             if name.isprintable():  # others cannot even be told
                 arguments = {**OPEN, "files": [[name, blob.digest, blob.size, False]]}
                 with pytest.raises(ProtocolError, match="file name"):
-                    await _mesh().request(server, "setup", arguments, SQUARE, timeout=10)
+                    await current_mesh().request(server, "setup", arguments, SQUARE, timeout=10)
         places = [site.directory, *Path(tempfile.gettempdir()).glob("discoro-server-*")]
         written = [path for place in places for path in map(Path, files_below(place)) if holds(path, data)]
         assert [path.name for path in written] == [blob.digest], "besides the blob itself"
@@ -543,7 +543,7 @@ def test_a_module_that_was_edited_is_imported_as_edited(site: Site, kind: str, t
 @both_kinds
 def test_clients_do_not_touch_each_other(site: Site, kind: str) -> None:
     async def client(server: CoroRef) -> None:
-        mine, mesh = Computation(from_table), _mesh()
+        mine, mesh = Computation(from_table), current_mesh()
         await mine.setup(server, func=fill_table, args=({"mine": 1},))
 
         async def other() -> None:
@@ -668,7 +668,7 @@ def test_while_a_computation_closes_there_are_no_new_runs(site: Site, kind: str)
         closing = asyncio.ensure_future(computation.close(server))
         assert await coro.receive(10) == "ending"
         with pytest.raises(NotSetUp, match="is being closed"):
-            await _mesh().request(worker, "run", {"id": computation._id}, payload.pack(((), {})))
+            await current_mesh().request(worker, "run", {"id": computation._id}, payload.pack(((), {})))
         with pytest.raises(NotSetUp, match="computation.setup"):
             await computation.run(server)
         remote.send("end")
@@ -944,7 +944,7 @@ def test_a_setup_whose_caller_is_ended_is_given_up_too(site: Site) -> None:
         caller = Coro(set_up)
         await coro.monitor(caller)
         async with asyncio.timeout(10):
-            while not _mesh()._requests:
+            while not current_mesh()._requests:
                 await asyncio.sleep(0)
         await caller.terminate()
         assert (await coro.receive(10)).reason == "terminated"
