@@ -19,12 +19,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "discoro"
 
 # Imports go from right to left only. A package counts as one room (cli).
 ORDER = (
-    "errors messages outbox link blobs files directory shipping payload process watchdog security connections sockets "
+    "errors messages outbox link blobs copies files directory shipping payload process watchdog security connections sockets "
     "listening dialling transport interfaces adverts discovery peers references requests outcomes mailbox "
     "driving coro exits holding names finding introducing presence local options answers sending mesh services "
     "spreading hubs channels queues rci computation server workers node program background blocking pool cli __main__"
 ).split()
-THINKING = {"errors", "messages", "outbox", "link", "blobs"}
+THINKING = {"errors", "messages", "outbox", "link", "blobs", "copies"}
 
 # The front door (discoro/__init__.py) hands out public names; the commands stand outside, in front of it.
 FRONT_DOOR = "__init__"
