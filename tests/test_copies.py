@@ -42,6 +42,8 @@ def history(copies: Copies, moves: str) -> list[str]:
         pytest.param("want 1, want 2, failed 1", ["1<origin", "", "2<origin"], id="who failed is behind the others"),
         pytest.param("want 1, failed 1", ["1<origin", "1<origin"], id="the origin is tried again"),
         pytest.param("done 1, want 2, failed 2", ["", "2<1", "2<origin"], id="a source that failed is not tried again"),
+        pytest.param("done 1, want 2, failed 2, done 2, want 2", ["", "2<1", "2<origin", "", "2<1"], id="once it had it, failures are forgotten"),
+        pytest.param("done 1, want 2, failed 2, lost 2, want 2", ["", "2<1", "2<origin", "", "2<1"], id="once it was lost, too"),
         pytest.param("done 1, want 2, lost 2, want 3", ["", "2<1", "", "3<1"], id="the source of one lost is free"),
         pytest.param("done 1, lost 1, want 2", ["", "", "2<origin"], id="one lost serves nobody"),
         pytest.param("want 1, want 2, lost 2, done 1", ["1<origin", "", "", ""], id="one lost waits no more"),
