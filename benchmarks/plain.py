@@ -1,0 +1,140 @@
+"""A plain loop of pyzmq, to measure discoro beside: what the network library does when nothing is asked of it but to carry.
+
+Two processes of their own, blocking calls, no asyncio: a DEALER sends a message of so many bytes to a ROUTER and waits for one
+of one byte. Loopback, discoro's high-water mark, CURVE or none. One message is one frame, and `copy` is pyzmq's: without it
+neither side copies the bytes between Python and libzmq. Nothing is checked, resumed or unpacked, and the receiver does not
+look at what came.
+
+Other benchmarks use `Plain`. As a program it prints its rate for a size in bytes (64 MiB), with CURVE and without.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import zmq
+
+HIGH_WATER_MARK = 1000  # frames; discoro's own
+COPY_BELOW = 64 * 1024  # bytes; smaller messages are faster copied (zmq.COPY_THRESHOLD)
+ROUNDS = 5
+
+
+class Plain:
+    """The two processes, as a context manager: `sender` and `receiver` are their pids, `once` the seconds of one round."""
+
+    def __init__(self, size: int, *, curve: bool, copy: bool | None = None) -> None:
+        """`size`: bytes of each message, made with the first. `copy`: by default only for small ones."""
+        keys = [key.decode() for pair in (zmq.curve_keypair(), zmq.curve_keypair()) for key in pair] if curve else []
+        told = {"size": size, "keys": keys, "copy": size < COPY_BELOW if copy is None else copy}
+        self._receiver = _started("receive", told)
+        self._sender = _started("send", {**told, "port": _answer(self._receiver)})
+        self.receiver, self.sender = self._receiver.pid, self._sender.pid
+
+    def once(self, count: int = 1) -> float:
+        """Send that many messages, each after the answer to the one before: seconds for all."""
+        _tell(self._sender, count)
+        return float(_answer(self._sender))
+
+    def __enter__(self) -> Plain:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self._sender, self._receiver):
+            process.kill()
+            process.communicate()
+
+
+def _started(what: str, told: dict[str, Any]) -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, __file__, what], stdin=pipe, stdout=pipe)
+    _tell(process, told)
+    return process
+
+
+def _tell(process: subprocess.Popen[bytes], what: Any) -> None:
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(what).encode() + b"\n")
+    process.stdin.flush()
+
+
+def _answer(process: subprocess.Popen[bytes]) -> Any:
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
+
+
+# The two processes.
+
+
+def _told() -> Any:
+    """The next line that the other process writes; ends this one where there is none."""
+    line = sys.stdin.readline()
+    return json.loads(line) if line else sys.exit()
+
+
+def _say(what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def _socket(kind: int, keys: list[str]) -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = zmq.Context().socket(kind)
+    socket.sndhwm = socket.rcvhwm = HIGH_WATER_MARK
+    socket.linger = 0
+    if keys:
+        server_public, server_secret, client_public, client_secret = map(str.encode, keys)
+        if kind == zmq.ROUTER:
+            socket.curve_server, socket.curve_secretkey = True, server_secret
+        else:
+            socket.curve_serverkey = server_public
+            socket.curve_publickey, socket.curve_secretkey = client_public, client_secret
+    return socket
+
+
+def receive(size: int, keys: list[str], copy: bool) -> None:
+    """Answer each message."""
+    socket = _socket(zmq.ROUTER, keys)
+    _say(socket.bind_to_random_port("tcp://127.0.0.1"))
+    while True:
+        who = socket.recv()
+        what = socket.recv(copy=copy)
+        assert len(what) == size, len(what)
+        del what
+        socket.send_multipart([who, b"."])
+
+
+def send(size: int, keys: list[str], copy: bool, port: int) -> None:
+    """As many messages as each line of input says."""
+    socket = _socket(zmq.DEALER, keys)
+    socket.connect(f"tcp://127.0.0.1:{port}")
+    count = _told()
+    message = os.urandom(size)
+    while True:
+        start = time.perf_counter()
+        for _ in range(count):
+            socket.send(message, copy=copy)
+            socket.recv()
+        _say(time.perf_counter() - start)
+        count = _told()
+
+
+def main(size: int) -> None:
+    """Print the rate for both kinds of connection."""
+    for curve in (True, False):
+        with Plain(size, curve=curve) as plain:
+            plain.once()
+            seconds = [plain.once() for _ in range(ROUNDS)]
+        rates = sorted(size / each / 2**30 for each in seconds)
+        kind = "CURVE" if curve else "open"
+        print(f"{size:,} bytes, {kind:6} {statistics.median(rates):6.2f} GiB/s ({rates[0]:.2f} to {rates[-1]:.2f})")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] in (["receive"], ["send"]):
+        {"receive": receive, "send": send}[sys.argv[1]](**_told())
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 64 << 20)
