@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 import msgpack
 
 from discoro.errors import ProtocolError, TooLarge
+from discoro.memory import room
 
 PROTOCOL_VERSION = 1
 MAGIC = "discoro"
@@ -452,20 +453,31 @@ class _Stream:
     def __init__(self, header: list[Any], sizes: list[int]) -> None:
         if not header or type(header[0]) is not int or header[0] not in _WITH_BODY:
             raise ProtocolError("pieces of an operation that has no body")
-        self.parts = [bytearray() for _ in sizes]
         self.sizes = sizes
+        self.parts: list[bytearray | memoryview] = []  # those that were begun
+        self.filled = 0  # bytes of the last of them
         self.missing = sum(sizes)
-        self.index = 0  # the part that the next byte goes to
+        self._begin_parts()
         self.operation = _operation(header[0], header[1:], self._claim)
 
     def fill(self, piece: Part) -> None:
-        while self.index < len(self.sizes) and len(self.parts[self.index]) == self.sizes[self.index]:
-            self.index += 1
-        size = _nbytes(piece)
-        if self.index == len(self.sizes) or len(self.parts[self.index]) + size > self.sizes[self.index]:
+        part, end = self.parts[-1], self.filled + _nbytes(piece)
+        if end > len(part):
             raise ProtocolError("a piece longer than its operation announced")
-        self.parts[self.index] += piece
-        self.missing -= size
+        part[self.filled : end] = piece
+        self.missing -= end - self.filled
+        self.filled = end
+        self._begin_parts()
+
+    def _begin_parts(self) -> None:
+        """Where the last part is whole, make room for the next one that has bytes in it."""
+        while len(self.parts) < len(self.sizes) and (not self.parts or self.filled == len(self.parts[-1])):
+            size = self.sizes[len(self.parts)]
+            try:
+                self.parts.append(room(size))
+            except MemoryError:
+                raise ProtocolError(f"an operation with {size} bytes in one part, for which there is no memory here") from None
+            self.filled = 0
 
     def _claim(self, field: Any) -> Sequence[Part]:
         if type(field) is not int or field != len(self.sizes):

@@ -348,6 +348,7 @@ LARGE: dict[str, Operation] = {
     "large arguments and empty parts": Request(1, 0, "x", {"a": "x" * 130_000}, (b"",) * 1024),
     "an exit": Exit(1, "returned", "text", (bytes(300_000), b"")),
     "a reply": Reply(1, True, {"a": 1}, (bytes(300_000),)),
+    "parts of more than a megabyte": Message(1, (b"", bytes(3_000_000), b"", b"", bytes(1_048_576), b"")),
     "buffers of other kinds": Message(1, (bytearray(300_000), memoryview(bytes(300_000)).cast("i"))),
 }
 
@@ -358,8 +359,9 @@ def test_a_large_operation_comes_back_as_it_was(operation: Operation) -> None:
 
 
 def test_what_was_assembled_is_writable() -> None:
-    operation = there_and_back(Message(1, (bytes(300_000),)))
-    assert isinstance(operation, Message) and isinstance(operation.body[0], bytearray)
+    for size in (300_000, 3_000_000):
+        operation = there_and_back(Message(1, (bytes(size),)))
+        assert isinstance(operation, Message) and not memoryview(operation.body[0]).readonly
 
 
 def test_the_pieces_of_several_operations_may_alternate() -> None:
@@ -428,11 +430,21 @@ def test_a_stream_number_may_be_used_again_and_a_finished_one_makes_room() -> No
 
 
 def test_an_announced_size_costs_no_memory_until_it_comes() -> None:
-    assembler = Assembler()
-    before = time.process_time()
-    for stream in range(messages.MAX_STREAMS):
-        assembler.add(first(stream=stream, sizes=(messages.MAX_MESSAGE,)))
-    assert time.process_time() - before < 0.5, "16 GiB were written"
+    for sizes in ((messages.MAX_MESSAGE,), (messages.MAX_MESSAGE // 1024 - 1,) * 1024):
+        assembler = Assembler()
+        before = time.process_time()
+        for stream in range(messages.MAX_STREAMS):
+            assembler.add(first(stream=stream, header=(1, 1, len(sizes)), sizes=sizes))
+        assert time.process_time() - before < 0.5, "16 GiB were written"
+
+
+def test_an_operation_that_finds_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(size: int) -> bytearray:
+        raise MemoryError
+
+    monkeypatch.setattr(messages, "room", no_room)
+    with pytest.raises(ProtocolError, match="5000000 bytes in one part, for which there is no memory here"):
+        Assembler().add(first(sizes=(5_000_000,)))
 
 
 # ------------------------------------------------------------------ anything at all

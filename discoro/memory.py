@@ -1,0 +1,40 @@
+"""Memory that large bytes are put together in, and handed over as `bytes` without a copy.
+
+A copy of 64 MiB only to have `bytes` costs as much as their way through the network library, and the memory once more. Keeps
+no memory, and looks at none. How it plays together: `room` is what the Assembler of messages.py fills with pieces as they come;
+arrays and bytearrays are built upon it as it is, and payload.py opens a message of bytes with `as_bytes`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+LARGE = 1 << 20  # bytes; below, a copy into memory that was used before is cheap
+
+# Documented of CPython: without a string, the first makes bytes for its caller to fill before anybody else sees them.
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.argtypes, _new_bytes.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
+_address_of = ctypes.pythonapi.PyBytes_AsString
+_address_of.argtypes, _address_of.restype = (ctypes.py_object,), ctypes.c_void_p
+
+
+def room(size: int) -> bytearray | memoryview:
+    """Writable memory of `size` bytes, to be filled as a whole before anybody reads it: whatever was there still is.
+
+    From LARGE on it takes none from the system until it is written to. Raises MemoryError.
+    """
+    if size < LARGE:
+        return bytearray(size)
+    whole: bytes = _new_bytes(None, size)
+    array = (ctypes.c_ubyte * size).from_address(_address_of(whole))
+    array.whole = whole  # type: ignore[attr-defined]  # which then lives as long as any view of it
+    return memoryview(array).cast("B")
+
+
+def as_bytes(part: bytes | bytearray | memoryview) -> bytes:
+    """The same bytes. What `room` made is not copied: nobody may write to it any more."""
+    if isinstance(part, memoryview) and isinstance(part.obj, ctypes.Array):
+        whole: bytes = getattr(part.obj, "whole", b"")
+        if len(whole) == part.nbytes:
+            return whole
+    return bytes(part)
