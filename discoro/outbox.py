@@ -69,7 +69,11 @@ class Outbox:
         return not (self._sent or self._waiting)
 
     def has_room(self) -> bool:
-        return self._waiting < QUEUE_OPERATIONS and self._waiting_bytes < QUEUE_BYTES
+        """Whether more should be queued. The largest that is in pieces does not count: others pass between them."""
+        if self._waiting_bytes < QUEUE_BYTES:
+            return self._waiting < QUEUE_OPERATIONS
+        beside = self._waiting_bytes - max((stream.size for stream in self._streams), default=0)
+        return beside < QUEUE_BYTES and self._waiting < QUEUE_OPERATIONS
 
     def add(self, wire: Wire, lane: Hashable) -> None:
         self._waiting += 1

@@ -138,9 +138,9 @@ def test_lanes_keep_their_order_past_large_operations(seed: int) -> None:
 
 def test_has_room_until_the_queue_is_full_and_again_when_it_drains() -> None:
     link = new_link()
-    for _ in range(63):
+    for _ in range(64):
         link.send(large(messages.MIB))
-    assert link.has_room()
+    assert link.has_room(), "one does not count"
     link.send(large(messages.MIB))
     assert not link.has_room()
     link.hello(1, from_peer(resume=0), NOW)
@@ -154,6 +154,22 @@ def test_has_room_until_the_queue_is_full_and_again_when_it_drains() -> None:
         assert outbox.has_room()
         outbox.add(small, None)
     assert not outbox.has_room()
+
+
+def test_one_large_operation_leaves_room_for_others() -> None:
+    outbox = Outbox()
+    outbox.add(messages.to_wire(large(200 * messages.MIB)), None)
+    for _ in range(rules.QUEUE_BYTES // messages.MIB):
+        assert outbox.has_room()
+        outbox.add(messages.to_wire(large(messages.MIB)), None)
+    assert not outbox.has_room()
+
+
+def test_a_second_large_operation_fills_the_queue() -> None:
+    outbox = Outbox()
+    for room in (True, False):
+        outbox.add(messages.to_wire(large(200 * messages.MIB)), None)
+        assert outbox.has_room() is room
 
 
 def test_every_kind_of_operation_arrives_as_it_was_sent() -> None:
