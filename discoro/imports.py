@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from discoro.errors import ConfigError
 
 FILES_KEPT = 10_000  # whose imports are remembered: 1 KB each, and far more modules than a program has
+_IMPORT = dis.opmap["IMPORT_NAME"]
 _PADDING = {"CACHE", "EXTENDED_ARG", "NOP", "NOT_TAKEN", "PRECALL", "PUSH_NULL", "TO_BOOL"}
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
 _RETURNS = {"RETURN_VALUE", "RETURN_CONST"}
@@ -32,8 +33,8 @@ _DYNAMIC = {"import_module", "__import__"}
 class Import(NamedTuple):
     """One import: of `module`, in full, out of which `names` are taken (each an attribute, or a module below it).
 
-    `certain` says that it is run whenever the code is, and that nothing catches its failing: not in a branch, in a function
-    inside, or in a `try` with a handler for ImportError.
+    `certain` says that it is run whenever the code is, and that nothing catches its failing: it is a statement, and neither in
+    a branch, nor in a function inside, nor in a `try` with a handler for ImportError.
     """
 
     module: str
@@ -50,35 +51,35 @@ def imports_of(code: CodeType, package: str) -> list[Import]:
 
 
 def _imports(code: CodeType, package: str, certain: bool) -> Iterator[Import]:
-    flow = _Flow(code)
-    for index, step in enumerate(flow.steps):
-        found = _static(flow.steps, index, package) or _dynamic(flow.steps, index, package)
-        if found and not flow.is_skipped(step.offset):
-            sure = certain and flow.is_certain(step.offset) and not flow.is_caught(step.offset)
-            yield Import(*found, sure)
-    for const in code.co_consts:
-        if isinstance(const, CodeType) and not flow.is_skipped(flow.made_at.get(const, -1)):
-            yield from _imports(const, package, certain=False)
+    inside = [const for const in code.co_consts if isinstance(const, CodeType)]
+    if code.co_name == "<module>" or _IMPORT in code.co_code[::2] or not _DYNAMIC.isdisjoint(code.co_names):
+        flow = _Flow(code)
+        inside = [each for each in inside if not flow.is_skipped(flow.made_at.get(each, -1))]
+        for index, step in enumerate(flow.steps):
+            found = _static(flow, index, package) or _dynamic(flow, index, package)
+            if found and not flow.is_skipped(step.offset):
+                yield found if certain else found._replace(certain=False)
+    for each in inside:
+        yield from _imports(each, package, certain=False)
 
 
-def _static(steps: Sequence[dis.Instruction], index: int, package: str) -> tuple[str, tuple[str, ...]] | None:
+def _static(flow: _Flow, index: int, package: str) -> Import | None:
     """`import a.b` and `from a import b`: its level and its names are the two constants before."""
-    if steps[index].opname != "IMPORT_NAME":
+    step = flow.steps[index]
+    if step.opname != "IMPORT_NAME":
         return None
-    level, names = steps[index - 2].argval, steps[index - 1].argval
-    module = _absolute("." * level + steps[index].argval, package)
-    return (module, tuple(name for name in names or () if name != "*")) if module else None
+    level, names = flow.steps[index - 2].argval, flow.steps[index - 1].argval
+    module, sure = _absolute("." * level + step.argval, package), flow.is_certain(step.offset)
+    return Import(module, tuple(name for name in names or () if name != "*"), sure) if module else None
 
 
-def _dynamic(steps: Sequence[dis.Instruction], index: int, package: str) -> tuple[str, tuple[str, ...]] | None:
-    """`import_module("a.b")` and `__import__("a.b")`, however the function was reached."""
-    if steps[index].argval not in _DYNAMIC or not steps[index].opname.startswith("LOAD_") or index + 1 == len(steps):
+def _dynamic(flow: _Flow, index: int, package: str) -> Import | None:
+    """`import_module("a.b")` and `__import__("a.b")`, whoever's functions these are: some return None where there is none."""
+    step, argument = flow.steps[index], flow.steps[min(index + 1, len(flow.steps) - 1)]
+    if step.argval not in _DYNAMIC or not step.opname.startswith("LOAD_") or argument.opname != "LOAD_CONST":
         return None
-    argument = steps[index + 1]
-    if argument.opname != "LOAD_CONST" or not isinstance(argument.argval, str):
-        return None
-    module = _absolute(argument.argval, package)
-    return (module, ()) if module else None
+    module = _absolute(argument.argval, package) if isinstance(argument.argval, str) else None
+    return Import(module, (), certain=False) if module else None
 
 
 def _absolute(name: str, package: str) -> str | None:
@@ -105,9 +106,9 @@ class _Flow:
         return any(start < offset < end for start, end in self._skipped)
 
     def is_certain(self, offset: int) -> bool:
-        return not any(start < offset < end for start, end in self._uncertain)
+        return not (any(start < offset < end for start, end in self._uncertain) or self._is_caught(offset))
 
-    def is_caught(self, offset: int) -> bool:
+    def _is_caught(self, offset: int) -> bool:
         """Whether a handler around it takes an ImportError: the innermost one, or one around that."""
         entry = self._handler_of(offset)
         while entry is not None:

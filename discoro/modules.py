@@ -116,7 +116,9 @@ def _is_in_place(name: str, file: str) -> bool:
     directory, base = os.path.split(file)
     if base == "__init__.py":
         directory, base = os.path.split(directory)
-    return base.partition(".")[0] == last and directory in _directories_of(package)
+    there = _directories_of(package)
+    beside = directory in there or os.path.realpath(directory) in map(os.path.realpath, there)  # a package may resolve its path
+    return base.partition(".")[0] == last and beside
 
 
 def _directories_of(package: str) -> list[str]:

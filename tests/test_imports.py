@@ -99,9 +99,9 @@ MODULES = [
     ("def f():\n import a", ["a?"]),
     ("class A:\n import a\n def f(self):\n  from . import b", ["a?", "p.q:b?"]),
     # by a text
-    ("import importlib\nimportlib.import_module('a.b')", ["a.b", "importlib"]),
-    ("import_module('.b', __package__)", ["p.q.b"]),
-    ("x = __import__('a')", ["a"]),
+    ("import importlib\nimportlib.import_module('a.b')", ["a.b?", "importlib"]),
+    ("import_module('.b', __package__)", ["p.q.b?"]),
+    ("x = __import__('a')", ["a?"]),
     ("x = lambda: __import__('a')", ["a?"]),
     ("if x:\n import_module('a')", ["a?"]),
     ("import_module(name)\nimport_module(1)\nimport_module", []),

@@ -180,6 +180,15 @@ def test_a_part_that_lies_outside_its_package_goes_by_value(project: Write) -> N
     assert (top / "elsewhere" / "part.py").is_file()
 
 
+def test_a_package_may_resolve_its_path(project: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project(real__shop__init="import os\n__path__[:] = map(os.path.realpath, __path__)\n", real__shop__part="")
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.syspath_prepend(str(tmp_path / "link"))
+    part = importlib.import_module("shop.part")
+    assert part.__file__ == str(tmp_path.resolve() / "real/shop/part.py") and travels_as_file("shop.part")
+    assert files(needed("shop.part")) == {"shop": ["shop/__init__.py", "shop/part.py"]}
+
+
 def test_a_module_loaded_by_hand_from_a_file_travels_under_its_name(project: Write) -> None:
     top = project(**{"odd-name": ""})
     spec = importlib.util.spec_from_file_location("by_hand", top / "odd-name.py")
