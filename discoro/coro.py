@@ -501,7 +501,7 @@ class Coro(Handle):
                 return Outcome(NORMAL, task.result())
             error = TypeError(f"{self.name} ({self}) returned {returned}: write `return (yield ...)`, or `return await ...`")
         explain(error)
-        error.__traceback__ = from_user(error.__traceback__)
+        error = error.with_traceback(from_user(error.__traceback__))  # an assignment is what a frozen dataclass refuses
         return Outcome(EXCEPTION, error=error, text=_told(error))
 
 

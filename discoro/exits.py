@@ -19,6 +19,7 @@ from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, Timeo
 from discoro.link import Link
 from discoro.messages import MAX_TEXT, MIB, Exit
 from discoro.outcomes import EXCEPTION, LINKED, NORMAL, PARENT, PEER_LOST, UNKNOWN, WORKER_LOST, Outcome
+from discoro.raised import told_there
 from discoro.references import CoroRef
 from discoro.requests import Answer, Incoming
 
@@ -292,7 +293,8 @@ class Exits:
         where, outcome = self._unheard.pop(key, ("", None))
         if outcome is not None:
             error = outcome.unpacked(None).error
-            detail = f"\n{error.__cause__}" if error is not None and error.__cause__ is not None else ""
+            trace = told_there(error)
+            detail = f"\n{trace}" if trace else ""
             log.warning("! %s ended with %s, and nobody waits for its result or monitors it%s", where, outcome.text, detail)
 
     def defer(self, key: Key, to: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from discoro import payload
 from discoro.errors import CoroEnded, DiscoroError, PeerLost, UnpackError, WorkerLost
 from discoro.messages import Part, body_size
+from discoro.raised import add_note
 from discoro.references import CoroRef
 
 NORMAL, EXCEPTION, TERMINATED = "normal", "exception", "terminated"
@@ -65,7 +66,7 @@ class Outcome:
             if self.reason == EXCEPTION:
                 error = payload.unpack_error(self.body, namespace)
                 if where:
-                    error.add_note(f"raised in the coroutine {where}")
+                    add_note(error, f"raised in the coroutine {where}")
                 return Outcome(EXCEPTION, error=error, text=self.text)
             return Outcome(NORMAL, payload.unpack(self.body, namespace))
         except UnpackError as error:
