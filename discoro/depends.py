@@ -68,8 +68,8 @@ def gathered(depends: Depends, referred: Referred) -> Gathered:
 
     It reads the sources of these, in a thread best. Raises ConfigError and TooLarge as `taken` and `modules.closure` do.
     """
-    files, names = dict(depends.files), referred.names | depends.modules
-    found = closure(Referred(names=names, codes=referred.codes), named=importable(files))
+    files = dict(depends.files)
+    found = closure(Referred(names=referred.names | depends.modules, codes=referred.codes), named=importable(files))
     for each in found.files.values():
         merge(files, each.items())
     return Gathered(files, found.required - importable(files))

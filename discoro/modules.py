@@ -145,22 +145,40 @@ def _portions(values: dict[str, Any]) -> list[str]:
 
 @dataclass
 class Referred:
-    """What packed code names: modules, which the other side will import, and code objects, of which the imports count.
+    """What packed code names: modules that the other side will import, and code objects of which the imports count.
 
-    `known` are top-level names that need no second look: their files are there already.
+    Left out is what every worker has, and what `known` has: what was packed for the same place before. It is true once it has
+    something. `tops` are the top-level names of the local modules whose files are there, which need no second look.
     """
 
-    known: frozenset[str] = frozenset()
+    known: Referred | None = None
     names: set[str] = field(default_factory=set)
-    codes: list[tuple[CodeType, str]] = field(default_factory=list)  # with the package for relative imports
+    codes: dict[int, tuple[CodeType, str]] = field(default_factory=dict)  # by id; with the package for relative imports
+    tops: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.names or self.codes)
 
+    def note(self, name: str) -> None:
+        """A module that the other side will import."""
+        kind, top = kind_of(name), name.partition(".")[0]
+        if kind is Kind.VALUE or kind is Kind.INSTALLED and (top in sys.stdlib_module_names or top in EVERYWHERE):
+            return
+        if self.known is None or name not in self.known.names and top not in self.known.tops:
+            self.names.add(name)
+
+    def note_code(self, code: CodeType, package: str) -> None:
+        """Code that the other side may run; relative imports in it start from `package`."""
+        if self.known is None or id(code) not in self.known.codes:
+            self.codes[id(code)] = code, package
+
     def add(self, other: Referred) -> None:
         """Take over what another one has."""
-        self.names |= other.names
-        self.codes += other.codes
+        for name in other.names:
+            self.note(name)
+        for code, package in other.codes.values():
+            self.note_code(code, package)
+        self.tops |= other.tops
 
 
 _tops: tuple[tuple[int, str], frozenset[str]] = (0, ""), frozenset()
@@ -197,7 +215,7 @@ def closure(referred: Referred, named: Collection[str] = ()) -> Closure:
     """
     search = _Search()
     search.todo += [(name, True) for name in sorted(referred.names)]
-    for code, package in referred.codes:
+    for code, package in referred.codes.values():
         search.follow(imports_of(code, package), certain=True)
     search.run()
     _check_size({path for top, files in search.files.items() if top not in named for path in files.values()})

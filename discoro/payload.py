@@ -3,10 +3,11 @@
 It never unpickles before it is asked to, and whoever asks must trust the sender: what is unpacked can run any
 code. It sends and receives nothing, and keeps no message.
 
-How its parts play together. `pack` tries plain pickle; where that fails, or its bytes name something that the
-other side may not be able to import, it packs again with shipping.py's `MessagePickler`. Large buffers stay
-out of the pickle, as parts of their own. `pack_code` is for computations: everything by value. What cannot be
-packed is searched for its culprit, so that the error names the place inside the message.
+How its parts play together. `pack` tries plain pickle; where that fails, or where it would copy what can travel as it lies, or
+its bytes name what wants another care, it packs with shipping.py's `MessagePickler`, which takes apart code by
+itself, memory by arrays.py and exceptions by raised.py. Large buffers stay out of the pickle, as parts of their own, and so do
+large bytes: they are cut out of it (`_Outgoing`), and read past the cuts at the other side (`_Pieces`). `pack_code` is for
+computations: what no worker can import goes by value. culprit.py says which object it was that cannot be packed.
 """
 
 from __future__ import annotations
@@ -15,25 +16,21 @@ import io
 import pickle
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from reprlib import repr as short
-from types import CoroutineType, FunctionType, GeneratorType
 from typing import Any
 
+from discoro import raised
+from discoro.arrays import is_large, may_change
+from discoro.building import MARK, Builder, Namespace, load
+from discoro.culprit import described
 from discoro.errors import PackError, RemoteError, UnpackError
 from discoro.messages import MAX_PARTS, MAX_TEXT, Part
-from discoro.shipping import (
-    MARK,
-    Builder,
-    CodePickler,
-    MessagePickler,
-    Namespace,
-    load,
-    mentions_code,
-    used_globals,
-)
+from discoro.modules import Referred
+from discoro.raised import error_text, reason
+from discoro.shipping import CodePickler, MessagePickler, mentions_code, note_files
 
 __all__ = (
     "Namespace",
@@ -48,55 +45,71 @@ __all__ = (
 )
 
 OUT_OF_BAND = 64 * 1024  # bytes; below it a part of its own costs more than the copy (zmq.COPY_THRESHOLD)
-BUFFERS = MAX_PARTS - 2  # besides the pickle and the texts of an error; further ones go into the pickle
+BULK = 256 * 1024  # bytes inside other objects; pickle writes what is smaller together, in frames of 64 to 128 KiB
+BUFFERS = MAX_PARTS - 3  # besides the pickle, its head and the texts of an error; further ones go into the pickle
+LOOKED_AT = 8  # items of a container in search of large ones: that costs every message, and finding none only a copy
+DEEP = 3  # containers in each other: `((frame,), {})` are the arguments of a call, with a list of them
 ERROR_OBJECT = 1024 * 1024  # bytes; who waits for a result must hear of its error, whatever it carries
-SEARCH_STEPS = 100_000  # objects looked at in search of a culprit: about a second
+LOST_TEXT = 500  # characters of an exception that does not travel: its traceback says the rest
 
 # What stands in place of a pickle, which would begin with 0x80, before bytes too large to be copied into one.
 _FLAT: dict[type, bytes] = {bytes: b"bytes", bytearray: b"bytearray"}
+_CUT = b"cut "  # and before the pieces of a pickle, with their number
 _BYTES = (bytes, bytearray)
+_NAMES = b"\x93"  # STACK_GLOBAL: stands in every pickle of protocol 5 that names a class or function
+_NEW_NAME = b"\x94\x93"  # behind a name that is in the pickle for the first time; numbers seldom look like it
 
 
-def pack(obj: object) -> list[Part]:
+def pack(obj: object, referred: Referred | None = None) -> list[Part]:
     """A message as parts: the pickle, then its buffers of 64 KiB or more, read-only ones uncopied.
 
     Functions in it go by value; classes of `__main__`, and of modules of which this process has shipped code,
-    go as their name and, for a receiver without a class of that name, as bytes. Raises PackError, which names
-    the place of what cannot be packed.
+    go as their name and, for a receiver without a class of that name, as bytes. `referred` hears of the local
+    modules that the receiver will import. Raises PackError, which names the place of what cannot be packed.
     """
-    if isinstance(obj, _BYTES) and type(obj) in _FLAT and len(obj) >= OUT_OF_BAND:
+    if type(obj) in _CONTAINERS:
+        if _holds_bulk(obj):
+            return _pack(obj, MessagePickler, "message", referred)
+    elif isinstance(obj, _BYTES) and type(obj) in _FLAT and len(obj) >= OUT_OF_BAND:
         return [_FLAT[type(obj)], bytes(obj)]  # which of bytes is no copy
+    elif type(obj) not in _SMALL and _is_bulk(obj):
+        return _pack(obj, MessagePickler, "message", referred)
     buffers: list[memoryview] = []
     try:
         body = pickle.dumps(obj, 5, buffer_callback=partial(_set_aside, buffers))
     except Exception:  # pickle and the classes it meets raise anything; the second attempt says what is wrong
-        return _pack(obj, MessagePickler, "message")
-    if mentions_code(body):
-        return _pack(obj, MessagePickler, "message")
-    return _parts(body, buffers) if buffers else [body]
+        return _pack(obj, MessagePickler, "message", referred)
+    if _NAMES in body and (mentions_code(body) or (_NEW_NAME in body and (_COPIED in body or _holds_error(obj)))):
+        return _pack(obj, MessagePickler, "message", referred)
+    if referred is not None:
+        note_files(body, referred)
+    return [body, *map(_fixed, buffers)] if buffers else [body]
 
 
-def pack_code(objects: Sequence[object]) -> list[Part]:
-    """Functions and classes by value, as one graph, with the globals, helpers and classes that they use.
+def pack_code(objects: Sequence[object], referred: Referred | None = None) -> list[Part]:
+    """Functions and classes as one graph: by value, with the globals, helpers and classes that they use.
 
-    What every worker can import (the standard library, installed packages, discoro) stays a name, and so do
-    modules. Names that code reaches only through `globals()` or `eval` are not found. Raises PackError.
+    What a worker imports stays a name: modules, and what is in those that are installed, or local and travel as
+    files. `referred` hears of these, and of all code whose imports count. Names that code reaches only through
+    `globals()` or `eval` are not found. Raises PackError.
     """
-    return _pack(list(objects), CodePickler, "code")
+    return _pack(list(objects), CodePickler, "code", referred)
 
 
-def unpack(parts: Sequence[Part], namespace: Namespace | None = None) -> Any:
+def unpack(parts: Sequence[Part], namespace: Namespace | None = None, *, shared: bool = False) -> Any:
     """The message that `pack` made; code in it is built in the namespace, and nothing there is replaced.
 
-    Without a namespace, classes are this process's own of the same name, where there are any. Arrays and
-    bytearrays come back writable, and take over a writable part. Raises UnpackError, also for whatever a
+    Without a namespace, classes are this process's own of the same name, where there are any. Arrays,
+    memoryviews and bytearrays come back writable where the originals were, and take over a writable part. With `shared` no
+    buffer is copied, and none is written to: arrays and memoryviews lie in the parts as they are, and are
+    read-only; bytes and bytearrays own their memory, and are copies. Raises UnpackError, also for whatever a
     class raises while its instance is rebuilt.
     """
     if not parts:
         raise UnpackError("cannot unpack a message without parts: what sent it is broken")
     if len(parts) == 2 and parts[0] in _FLAT.values():
-        return bytes(parts[1]) if parts[0] == _FLAT[bytes] else _writable_bytearray(parts[1])
-    return _unpack(parts, "a message", namespace, keep=True)
+        return bytes(parts[1]) if parts[0] == _FLAT[bytes] else _writable_bytearray(parts[1], shared)
+    return _unpack(parts, "a message", namespace, True, shared)
 
 
 def unpack_code(parts: Sequence[Part], namespace: Namespace, keep: bool = False) -> list[Any]:
@@ -114,56 +127,195 @@ def unpack_code(parts: Sequence[Part], namespace: Namespace, keep: bool = False)
     return objects
 
 
-def _pack(obj: object, kind: type[CodePickler], what: str) -> list[Part]:
-    buffers: list[memoryview] = []
-    file = io.BytesIO()
-    pickler = kind(file, 5, buffer_callback=partial(_set_aside, buffers))
-    try:
-        pickler.dump(obj)
-    except Exception as error:
-        raise PackError(_describe(obj, pickler, what, error)) from error
-    return _parts(file.getvalue(), buffers)
+# ---- in search of the right way ------------------------------------------------------------------
+
+_LONG = (bytes, bytearray, str)
+_CONTAINERS = (dict, list, tuple)
+_SMALL = frozenset((int, float, bool, type(None), complex))
+_COPIED = b"reconstruct\x94"  # numpy's way for arrays whose memory it copies, and whose read-only mark it then forgets
 
 
-def _set_aside(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
-    """Pickle's callback: keep a large buffer out of the pickle; a true result has pickle put it in."""
+def _holds_bulk(container: Any, deep: int = DEEP) -> bool:
+    """Whether it holds, not far inside, what plain pickle would copy although it can travel as it lies."""
+    items = container.values() if type(container) is dict else container
+    for item in items if len(container) <= LOOKED_AT else islice(items, LOOKED_AT):
+        kind = type(item)
+        if kind in _SMALL:
+            continue
+        if kind in _CONTAINERS:
+            if deep and _holds_bulk(item, deep - 1):
+                return True
+        elif _is_bulk(item):
+            return True
+    return False
+
+
+def _is_bulk(obj: Any) -> bool:
+    return len(obj) >= BULK if type(obj) in _LONG else is_large(obj, BULK)
+
+
+def _holds_error(obj: Any, deep: int = DEEP) -> bool:
+    """Whether it is or holds, not far inside, an exception: plain pickle forgets causes, and calls `__init__`."""
+    if type(obj) not in _CONTAINERS:
+        return issubclass(type(obj), BaseException)
+    items = obj.values() if type(obj) is dict else obj
+    kinds = set(map(type, items))  # a list of 1000 is looked through in 10 µs
+    for kind in kinds:
+        if issubclass(kind, BaseException):
+            return True
+    if not deep or kinds.isdisjoint(_CONTAINERS):
+        return False
+    return any(_holds_error(item, deep - 1) for item in items if type(item) in _CONTAINERS)
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+class _Outgoing:
+    """The parts of one message in the making: what a pickler writes, cut around large bytes, and the buffers it sets aside."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Part] = []  # in turns: what pickle wrote, and large bytes
+        self._small: list[bytes] = []
+        self._buffers: list[memoryview] = []
+
+    def write(self, data: Any) -> None:
+        """Pickle's file: gets frames, and by themselves large bytes, bytearrays and buffers."""
+        if memoryview(data).nbytes < BULK or len(self._pieces) + len(self._buffers) + 2 > BUFFERS:
+            self._small.append(bytes(data))
+        else:
+            self._pieces += [b"".join(self._small), bytes(data)]
+            self._small.clear()
+
+    def set_aside(self, buffer: pickle.PickleBuffer) -> bool:
+        """Pickle's callback: a true result has pickle put the buffer into the pickle."""
+        return _set_aside(self._buffers, buffer, len(self._pieces))
+
+    def parts(self) -> list[Part]:
+        """All of them; the pickle alone where nothing was cut out of it."""
+        pieces = [*self._pieces, b"".join(self._small)]
+        head = [_CUT + b"%d" % len(pieces)] if len(pieces) > 1 else []
+        return [*head, *pieces, *map(_fixed, self._buffers)]
+
+
+def _set_aside(buffers: list[memoryview], buffer: pickle.PickleBuffer, others: int = 0) -> bool:
+    """Keep a large buffer out of the pickle; a true result has pickle put it in."""
     view = buffer.raw()
-    if view.nbytes < OUT_OF_BAND or len(buffers) >= BUFFERS:
+    if view.nbytes < OUT_OF_BAND or len(buffers) + others >= BUFFERS:
         return True
     buffers.append(view)
     return False
 
 
-def _parts(body: bytes, buffers: list[memoryview]) -> list[Part]:
-    # Writable ones are copied: a write between `send` and the last byte leaving would tear the message.
-    return [body, *(view if view.readonly else bytes(view) for view in buffers)]
+def _fixed(view: memoryview) -> Part:
+    # A write between `send` and the last byte leaving would tear the message.
+    return bytes(view) if may_change(view) else view
 
 
-def _unpack(parts: Sequence[Part], what: str, namespace: Namespace | None, keep: bool) -> Any:
+class _Pieces(io.RawIOBase):
+    """A pickle that was cut, as the file that pickle reads: large bytes go from their piece to their place at once."""
+
+    def __init__(self, pieces: Sequence[Part]) -> None:
+        self.written = b"".join(pieces[::2])  # without the large bytes: every name is in here
+        self._left: deque[memoryview] = deque(memoryview(piece) for piece in pieces)
+        self._size = sum(view.nbytes for view in self._left)
+        self._at = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        """Fill all of the target, unless the end comes before."""
+        wanted = memoryview(target).cast("B")
+        done = 0
+        while done < wanted.nbytes and self._left:
+            piece = self._left.popleft()
+            some = min(piece.nbytes, wanted.nbytes - done)
+            wanted[done : done + some] = piece[:some]
+            done += some
+            if some < piece.nbytes:
+                self._left.appendleft(piece[some:])
+        self._at += done
+        return done
+
+
+# ---- both directions -----------------------------------------------------------------------------
+
+
+def _pack(obj: object, kind: type[CodePickler], what: str, referred: Referred | None = None) -> list[Part]:
+    outgoing = _Outgoing()
+    pickler = kind(outgoing, 5, buffer_callback=outgoing.set_aside, referred=referred)
     try:
-        body = parts[0] if isinstance(parts[0], _BYTES) else bytes(parts[0])
-        buffers = [_writable(part) for part in parts[1:]] if len(parts) > 1 else ()
-        if MARK not in body and (namespace is None or not namespace.is_named_in(body)):
-            return pickle.loads(body, buffers=buffers)
-        return load(body, Builder(namespace, keep), buffers)
+        pickler.dump(obj)
+    except Exception as error:
+        raise PackError(described(obj, pickler, what, error)) from error
+    return outgoing.parts()
+
+
+def _unpack(parts: Sequence[Part], what: str, namespace: Namespace | None, keep: bool, shared: bool = False) -> Any:
+    try:
+        body: Any = parts[0]
+        buffers: Sequence[Part] = ()
+        if len(parts) > 1:
+            body, buffers = _apart(parts, shared)
+        written: bytes | bytearray
+        if type(body) is _Pieces:
+            written = body.written
+        else:
+            written = body = body if isinstance(body, _BYTES) else bytes(body)
+        if _NAMES in written and (MARK in written or (namespace is not None and namespace.is_named_in(written))):
+            return load(body, Builder(namespace, keep), buffers)
+        if written is not body:
+            return pickle.Unpickler(body, buffers=buffers).load()
+        try:
+            return pickle.loads(written, buffers=buffers)
+        except TypeError as error:
+            return _patiently(written, buffers, error)
     except (Exception, SystemExit) as error:  # a module that exits when imported must not take us along
-        raise UnpackError(f"cannot unpack {what}: {_reason(error)}{_remedy(error)}") from error
+        raise UnpackError(f"cannot unpack {what}: {reason(error)}{_remedy(error)}") from error
 
 
-def _writable(part: Part) -> bytearray | memoryview:
+class _Patient(pickle.Unpickler):
+    """Makes exceptions without their `__init__`: what pickle calls it with is `args`, and many want something else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return partial(raised.made_of, found) if isinstance(found, type) and issubclass(found, BaseException) else found
+
+
+def _patiently(body: bytes | bytearray, buffers: Sequence[Part], error: TypeError) -> Any:
+    """A pickle that could not be loaded, perhaps for an exception deep inside of it; that error where it is another one."""
+    try:
+        return _Patient(io.BytesIO(body), buffers=buffers).load()
+    except Exception:  # whatever it is: what went wrong first has to be told
+        raise error from None
+
+
+def _apart(parts: Sequence[Part], shared: bool) -> tuple[Any, Sequence[Part]]:
+    """The pickle, and its buffers."""
+    pieces = int(bytes(parts[0][len(_CUT) :])) if parts[0][: len(_CUT)] == _CUT else 0
+    buffers = [_lent(part) if shared else _writable(part) for part in parts[pieces + 1 :]]
+    return _Pieces(parts[1 : pieces + 1]) if pieces else parts[0], buffers
+
+
+def _writable(part: Part) -> Part:
     """The buffer for an object that may be written to; pickle makes it read-only where the original was."""
     view = memoryview(part)
     return bytearray(part) if view.readonly else view
 
 
-def _writable_bytearray(part: Part) -> bytearray:
-    return part if isinstance(part, bytearray) else bytearray(part)
+def _lent(part: Part) -> memoryview:
+    return memoryview(part).toreadonly()
 
 
-def _reason(error: BaseException) -> str:
-    text = error_text(error)
-    plain = text and isinstance(error, TypeError | pickle.PickleError)
-    return text if plain else f"{type(error).__name__}: {text}"
+def _writable_bytearray(part: Part, shared: bool) -> bytearray:
+    return part if isinstance(part, bytearray) and not shared else bytearray(part)
 
 
 def _remedy(error: BaseException) -> str:
@@ -174,29 +326,46 @@ def _remedy(error: BaseException) -> str:
 
 # ---- errors --------------------------------------------------------------------------------------
 
+# One exception in the table of an error: what `pack` made of its pieces, None where that failed; the text of
+# what stands in its place; the number of its cause, whether its context is suppressed, the numbers of a group's members.
+_Row = tuple[list[bytes] | None, str, int | None, bool, list[int] | None]
+
 
 def pack_error(error: BaseException) -> list[Part]:
-    """An exception as parts: its type, text and traceback as strings always, itself where it can be packed.
+    """An exception as parts: its type, text and traceback as strings always, itself and its causes where they can be packed.
 
-    Never raises, so that who waits for a result hears of its failure. Texts are cut to 64 Ki characters, and
-    an exception of more than 1 MiB goes as text only.
+    With it travel the causes that its author gave (`raise X from Y`), up to 16, and the members of a group; one
+    that cannot be packed is replaced by a RemoteError which says what it was. A context that is no cause stands
+    in the traceback only. Never raises, so that who waits for a result hears of its failure. Texts are cut to
+    64 Ki characters, and exceptions that together are more than 1 MiB go as texts.
     """
-    kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    texts = (kind, _cut(error_text(error)), _cut("".join(traceback.format_exception(error))))
+    texts = (_kind_of(error), _cut(error_text(error), MAX_TEXT), _cut(_traceback(error), MAX_TEXT))
+    table: list[_Row] = []
+    room = ERROR_OBJECT
+    for node in raised.lay_out(error):
+        packed, lost = _packed_alone(node, room)
+        room -= sum(map(len, packed or ()))
+        table.append((packed, lost, node.cause, node.suppressed, node.members))
+    return [pickle.dumps(texts, 5), *([pickle.dumps(table, 5)] if table[0][0] is not None else ())]
+
+
+def _packed_alone(node: raised.Node, room: int) -> tuple[list[bytes] | None, str]:
+    """One exception of a table, and the text of what stands in its place."""
+    told = f"{_kind_of(node.error)}: {_cut(error_text(node.error), LOST_TEXT)}"
     try:
-        itself = pack(_as_pieces(error))
-    except PackError:
-        itself = []
-    if sum(memoryview(part).nbytes for part in itself) > ERROR_OBJECT:
-        itself = []
-    return [pickle.dumps(texts, 5), *itself]
+        packed = [bytes(part) for part in _pack(raised.alone(node), MessagePickler, "exception")]
+    except Exception as failure:  # PackError, and what the exception's own reduction raises
+        return None, f"{told}\n(it did not travel: {_cut(reason(failure), LOST_TEXT)})"
+    if sum(map(len, packed)) > room:
+        return None, f"{told}\n(it did not travel: with it the error would have more than {ERROR_OBJECT} bytes)"
+    return packed, told
 
 
 def unpack_error(parts: Sequence[Part], namespace: Namespace | None = None) -> BaseException:
-    """The exception that `pack_error` was given, caused by a RemoteError with the text of its traceback.
+    """The exception that `pack_error` was given, with its causes; a RemoteError with its traceback is the last of them.
 
-    Where it did not travel, or cannot be rebuilt here, a RemoteError with type, text and traceback. Raises
-    UnpackError when the parts are no error at all.
+    Where it did not travel, or cannot be rebuilt here, a RemoteError with type, text and traceback; so for each
+    of its causes and members. Raises UnpackError when the parts are no error at all.
     """
     texts = _unpack(parts[:1], "an error", None, keep=True) if parts else None
     if not (isinstance(texts, tuple) and len(texts) == 3 and all(isinstance(text, str) for text in texts)):
@@ -206,154 +375,53 @@ def unpack_error(parts: Sequence[Part], namespace: Namespace | None = None) -> B
     if len(parts) == 1:
         return without
     try:
-        error = _from_pieces(unpack(parts[1:], namespace))
-    except UnpackError as failure:
-        without.add_note(f"The exception itself did not arrive: {failure}")
+        table = _unpack(parts[1:], "an error", None, keep=True)
+        built: dict[int, BaseException] = {}
+        for number in range(len(table)):
+            _build(number, table, built, namespace)
+        return raised.linked([built[number] for number in range(len(table))], [row[2:4] for row in table], trace)
+    except Exception as failure:  # a table that is none, or what the class of the exception raises
+        without.add_note(f"The exception itself did not arrive: {error_text(failure)}")
         return without
-    error.__cause__ = RemoteError(f"the traceback where it was raised:\n\n{trace}")
-    return error
 
 
-def _as_pieces(error: BaseException) -> object:
-    """What rebuilds an exception without its `__init__`, which often wants more than is in `args`."""
-    kind = type(error)
-    if kind.__reduce__ is BaseException.__reduce__ and kind.__reduce_ex__ is BaseException.__reduce_ex__:
-        return kind, error.args, vars(error)
-    return error
-
-
-def _from_pieces(found: Any) -> BaseException:
+def _build(number: int, table: list[_Row], built: dict[int, BaseException], namespace: Namespace | None) -> None:
+    """One exception of a table, after the members of its group; a RemoteError in its place, unless it is the first."""
+    if number in built:
+        return
+    packed, lost, _, _, members = table[number]
+    for member in members or ():
+        _build(member, table, built, namespace)
     try:
-        if isinstance(found, BaseException):
-            return found
-        kind, args, attributes = found
-        # The built-in class below sets what only it can: args, SystemExit's code, StopIteration's value.
-        base = next(cls for cls in kind.__mro__ if cls.__module__ == "builtins")
-        error: BaseException = base.__new__(kind, *args)
-        base.__init__(error, *args)
-        error.__dict__.update(attributes)
-        return error.with_traceback(None)  # which also shows that it is an exception
-    except Exception as failure:
-        raise UnpackError(f"cannot rebuild {short(found)}: {_reason(failure)}") from failure
+        if packed is None:
+            raise UnpackError(lost)
+        pieces = unpack(packed, namespace)
+        try:
+            built[number] = raised.put_together(pieces, [built[member] for member in members or ()])
+        except Exception as failure:
+            raise UnpackError(f"cannot rebuild {short(pieces)}: {reason(failure)}") from failure
+    except UnpackError as failure:
+        if number == 0:
+            raise
+        built[number] = RemoteError(lost if packed is None else f"{lost}\n(it did not arrive: {failure})")
 
 
-def error_text(error: BaseException) -> str:
-    """The text of an exception of whatever class."""
+def _kind_of(error: BaseException) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def _traceback(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception:  # somebody's __str__ is at fault, and must not hide the error that it describes
-        return "<its str() failed>"
+        return "".join(traceback.format_exception(error))
+    except Exception as failure:  # somebody's attributes, of a SyntaxError say, are not what the traceback module expects
+        return f"(no traceback: {reason(failure)})"
 
 
-def _cut(text: str) -> str:
-    if len(text) <= MAX_TEXT:
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
         return text
-    half = MAX_TEXT // 2
+    half = limit // 2
     return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
-
-
-# ---- which object it was -------------------------------------------------------------------------
-
-Step = tuple[str, str, object]  # what it adds to the path; its place in a module, if it has one; the object
-
-
-def _describe(obj: object, pickler: CodePickler, what: str, error: Exception) -> str:
-    """The text of a PackError: the place of the object that failed, why it did, and what to do."""
-    reason = _reason(error)
-    if isinstance(error, RecursionError | BufferError):  # whatever was met last is not at fault
-        return f"{what}: {reason}; send it in another form, flatter and contiguous"
-    advice = "send what it is made from, and make it where it is used"
-    try:
-        culprit = _culprit(pickler)
-        if isinstance(culprit, CoroutineType | GeneratorType):
-            advice = f"{culprit.__qualname__}(...) gives one until it is awaited: did you forget yield or await?"
-        path, origin = _way_to(culprit, obj, what)
-    except Exception:  # somebody's properties or items() failed; the error itself must still be told
-        path, origin = what, ""
-    place = f" (from {origin})" if origin else ""
-    return f"{path}: {reason}{place}; {advice}"
-
-
-def _culprit(pickler: CodePickler) -> object:
-    """The object that the pickler met last, which is the one it failed at."""
-    if not isinstance(pickler.last, type) or not isinstance(pickler, MessagePickler):
-        return pickler.last
-    inner = CodePickler(io.BytesIO(), 5)  # a class in a message is packed on its own: what was it there?
-    try:
-        inner.dump(pickler.last)
-    except Exception:  # whatever the object's own reduction raises: only where it happened is looked for
-        return inner.last
-    return pickler.last
-
-
-def _way_to(culprit: object, root: object, what: str) -> tuple[str, str]:
-    """The shortest path from the root to that object, and its origin; the root's name where none is found."""
-    seen: dict[int, object] = {}  # keeps them alive, as ids of what is gone come again
-    queue = deque([(what, "", root)])
-    while queue and len(seen) < SEARCH_STEPS:
-        path, origin, obj = queue.popleft()
-        if obj is culprit:
-            return path, origin
-        if id(obj) in seen:
-            continue
-        seen[id(obj)] = obj
-        inside = (step for step in _inside(obj) if not isinstance(step[2], _PLAIN))
-        for step, source, child in islice(inside, SEARCH_STEPS - len(queue)):
-            into_code = source or origin  # from there on, the place is told by names in the code
-            queue.append((path, source or origin + step, child) if into_code else (path + step, "", child))
-    return what, ""
-
-
-_PLAIN = (str, bytes, int, float, type(None))  # never at fault, and many
-
-
-def _inside(obj: Any) -> Iterator[Step]:
-    """What an object consists of, as pickle sees it."""
-    if isinstance(obj, dict):
-        yield from ((f"[{short(key)}]", "", value) for key, value in obj.items())
-        yield from ((f" key {short(key)}", "", key) for key in obj)
-    elif isinstance(obj, list | tuple):
-        yield from ((f"[{index}]", "", item) for index, item in enumerate(obj))
-    elif isinstance(obj, set | frozenset):
-        yield from ((f" item {short(item)}", "", item) for item in obj)
-    elif isinstance(obj, FunctionType):
-        yield from _inside_function(obj)
-    elif isinstance(obj, type):
-        place = f"{obj.__module__}.{obj.__qualname__}"
-        yield from (("", f"{place}.{name}", value) for name, value in vars(obj).items())
-    if type(obj) not in _BUILT_IN and not isinstance(obj, type):
-        yield from _inside_reduced(obj)
-
-
-_BUILT_IN = (dict, list, tuple, set, frozenset, FunctionType)
-
-
-def _inside_function(function: FunctionType) -> Iterator[Step]:
-    name = f"{function.__module__}.{function.__qualname__}"
-    yield from (("", f"{function.__module__}.{key}", value) for key, value in used_globals(function).items())
-    yield from (("", f"a default of {name}", value) for value in function.__defaults__ or ())
-    yield from (("", f"a default of {name}", value) for value in (function.__kwdefaults__ or {}).values())
-    yield from (("", f"{name}.{key}", value) for key, value in vars(function).items())
-    for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        yield from (("", f"{variable!r} in {name}", value) for _, _, value in _inside(cell))
-
-
-def _inside_reduced(obj: Any) -> Iterator[Step]:
-    try:
-        reduced = CodePickler(io.BytesIO(), 5).reducer_override(obj)
-        reduced = obj.__reduce_ex__(5) if reduced is NotImplemented else reduced
-    except Exception:  # it cannot be taken apart, so nothing inside it is at fault
-        return
-    if not isinstance(reduced, tuple):
-        return
-    _, args, state, items, pairs = (*reduced, None, None, None)[:5]
-    yield from (("", "", arg) for arg in args)
-    for part in state if isinstance(state, tuple) else (state,):  # (attributes, slots) where it has slots
-        named = part.items() if isinstance(part, dict) else ()
-        yield from ((f".{name}", "", value) for name, value in named)
-        yield ("", "", part)
-    yield from ((f"[{index}]", "", item) for index, item in enumerate(items or ()))
-    yield from ((f"[{short(key)}]", "", value) for key, value in pairs or ())
 
 
 def warm_up() -> None:

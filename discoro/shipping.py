@@ -1,22 +1,16 @@
-"""Code by value: functions and classes to bytes, and back over the globals of one computation.
+"""Code by value: functions and classes to bytes, with the globals that they use.
 
-It never decides when code must go by value in place of plain pickle (payload.py does) and never runs the code
-it ships; rebuilding one imports the modules it names.
+It never decides when code must go by value in place of plain pickle (payload.py does), and builds nothing (building.py does).
 
-How its parts play together. `CodePickler` is C's pickler with a reduction of our own for what pickle takes by
-name only: a function becomes an empty shell over the globals of its module, filled in afterwards, so that
-recursion, shared closure cells and cycles between functions and classes come out as they were; the globals
-follow in pickles of their own.
-`MessagePickler` does the same for what lies in a message, where a class travels as its name and, for who does
-not know that name, as bytes. Code objects and the rarer types are dill's: it is asked for its reduction, type
-by type. On the other side `CodeUnpickler` gives each `make_*` and `set_*` below the `Builder` of that one
-load, which knows the `Namespace` to build in.
+How its parts play together. `CodePickler` is C's pickler with a reduction of our own for what pickle takes by name only: a
+function becomes an empty shell over the globals of its module, filled in afterwards; the globals follow in pickles of their
+own. What is in a module that is installed, or travels as a file, stays a name; `Referred` hears of each module that is named.
+`MessagePickler` does the same for what lies in a message, where a class travels as its name and, for who does not know that
+name, as bytes. Code objects and the rarer types are dill's: it is asked for its reduction, type by type.
 """
 
 from __future__ import annotations
 
-import abc
-import builtins
 import dis
 import enum
 import functools
@@ -25,99 +19,48 @@ import importlib
 import io
 import os
 import pickle
+import pickletools
+import re
 import sys
 import threading
 import types
 import typing
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-MARK = __name__.encode()  # stands in every pickle that needs a CodeUnpickler
-CLASSES_KEPT = 1000  # built from messages, by digest; a program defines far fewer, a loop may not
-_STDLIB = os.path.dirname(os.__file__) + os.sep
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, so it can be made again
+from discoro import arrays, raised
+from discoro.building import (
+    EITHER,
+    HEAP_TYPE,
+    MODULE,
+    VALUES,
+    Seeds,
+    bytes_of_class,
+    find_here,
+    make_class,
+    make_enum,
+    make_function,
+    make_known_class,
+    remember_own_class,
+    set_cell,
+    set_class,
+    set_function,
+    set_globals,
+)
+from discoro.modules import Kind, Referred, is_installed, kind_of, local_tops, travels_as_file
+
 _NOT_SHIPPED = frozenset(
     ("__name__", "__builtins__", "__file__", "__spec__", "__loader__", "__package__", "__cached__", "__doc__")
 )
-
-
-class Namespace:
-    """Where the code of one computation lives on the receiving side: one dict of globals per module name.
-
-    All functions of a module that were shipped for the computation, by whichever call, share that dict, as
-    they did in the module they came from. It is not in `sys.modules`, and has no `__file__`.
-    """
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.built: dict[bytes, type] = {}  # by digest: classes that came with a message
-        self._modules: dict[str, dict[str, Any]] = {}
-        self._marks: tuple[bytes, ...] = ()
-
-    def globals_of(self, module: str) -> dict[str, Any]:
-        """The one dict that all functions of that module name share; made when asked for first."""
-        if module not in self._modules:
-            self._modules[module] = {"__name__": module, "__builtins__": builtins}
-            self._marks += (module.encode(),)
-        return self._modules[module]
-
-    def lookup(self, module: str, qualname: str) -> object | None:
-        """What that name stands for in that module here, or None; a name inside a function is never found."""
-        return _walk(self._modules.get(module), qualname)
-
-    def is_named_in(self, body: bytes | bytearray) -> bool:
-        """Whether a pickle may name something of a module that has code here."""
-        for mark in self._marks:
-            if mark in body:
-                return True
-        return False
-
-    def bind(self, obj: object, keep: bool) -> None:
-        """Give a function or class built here its name in its module; with `keep`, only a name still free."""
-        module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", "")
-        if module in self._modules and name.isidentifier():
-            self.fill(module, {name: obj}, keep)
-
-    def fill(self, module: str, values: Mapping[str, object], keep: bool) -> None:
-        """Set global variables of a module; with `keep`, only those that it has not got."""
-        target = self.globals_of(module)
-        target.update({name: value for name, value in values.items() if not (keep and name in target)})
-
-    def __repr__(self) -> str:
-        names = {module: len(values) - 2 for module, values in self._modules.items()}
-        return f"<Namespace {self.label!r}: names {names}>"
-
-
-def _walk(values: Mapping[str, object] | None, qualname: str) -> object | None:
-    first, *rest = qualname.split(".")
-    found = (values or {}).get(first)
-    for name in rest:
-        found = getattr(found, name, None)
-    return found
-
-
-def _find_here(module: str, qualname: str) -> object | None:
-    found = sys.modules.get(module)
-    return _walk(vars(found), qualname) if found is not None else None
-
-
-def is_installed(module: str | None) -> bool:
-    """Whether a bare worker can import it: the standard library, installed packages, and discoro itself."""
-    top = (module or "").partition(".")[0]
-    if module is None or top == "__main__":
-        return False
-    if top == __name__.partition(".")[0]:
-        return True
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None:
-        return top in sys.stdlib_module_names
-    return file.startswith(_STDLIB) or not {"site-packages", "dist-packages"}.isdisjoint(file.split(os.sep))
+STACK_GLOBAL = b"\x93"  # the opcode in every pickle of protocol 5 that names a class or function
+_LOOKED_INTO = 1 << 20  # bytes of a pickle that is read by opcodes, 1 µs each; a larger one is believed to name what it holds
 
 
 def _is_found(obj: Any) -> bool:
     """Whether the name of a function or class leads to it in this process."""
-    return _find_here(_module_of(obj) or "", getattr(obj, "__qualname__", "")) is obj
+    name = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", None) or ""  # type variables have the latter only
+    return find_here(_module_of(obj) or "", name) is obj
 
 
 def _module_of(obj: Any) -> str | None:
@@ -132,8 +75,8 @@ class _Shipped:
 
     @classmethod
     def add(cls, module: str | None) -> None:
-        # A nested function of an installed module goes by value too, but others can import that module.
-        if module and module != "__main__" and module not in cls.modules and not is_installed(module):
+        # A nested function of another module goes by value too, but others can import that module.
+        if module and module != "__main__" and module not in cls.modules and kind_of(module) is Kind.VALUE:
             cls.modules |= {module}
             cls.marks += (module.encode(),)
 
@@ -146,25 +89,68 @@ def mentions_code(body: bytes) -> bool:
     return False
 
 
+@functools.lru_cache(maxsize=100)  # one for each computation that is run, until further modules are loaded
+def _named(tops: frozenset[str]) -> re.Pattern[bytes]:
+    """A short text (opcode, length) that is one of these names, or that of a module below, as the module of a name is."""
+    names = b"|".join(re.escape(top.encode()) for top in sorted(tops))
+    return re.compile(b"\x8c.(" + names + rb")(?:[.][^\x94]*)?\x94", re.DOTALL)
+
+
+def note_files(body: bytes, referred: Referred) -> None:
+    """Note the modules that travel as files and that a plain pickle names; it is on the way of every run, and takes 1 µs."""
+    tops = local_tops() - (referred.known.tops if referred.known else frozenset())
+    if not tops or STACK_GLOBAL not in body:
+        return
+    there = {top.decode() for top in _named(tops).findall(body)}
+    modules = _modules_in(body) if there and len(body) <= _LOOKED_INTO else there
+    for module in modules:
+        if module.partition(".")[0] in there:
+            referred.note(module)
+
+
+def _modules_in(body: bytes) -> set[str]:
+    """The modules that a pickle takes names from: before each such opcode, both were pushed, or had from the memo."""
+    texts: list[str] = []
+    memo: list[str] = []
+    found = set()
+    last = ""
+    for opcode, argument, _ in pickletools.genops(body):
+        if "UNICODE" in opcode.name:
+            texts.append(last := str(argument))
+        elif opcode.name == "MEMOIZE":
+            memo.append(last)
+        elif "BINGET" in opcode.name:
+            texts.append(memo[int(str(argument))])
+        elif opcode.name == "STACK_GLOBAL":
+            found.add(texts[-2])
+    return found
+
+
 # ---- packing -------------------------------------------------------------------------------------
 
 
 Reducer = Callable[["CodePickler", Any], Any]
-Seeds = dict[str, Any]  # what takes effect only while a class is made: its module, qualified name, slots
 
 
 class _Globals(typing.NamedTuple):
     """Global variables of a module, as they stand in a pickle: to be set when they arrive."""
 
     home: str
+    over: str
     values: dict[str, Any]
 
 
 class CodePickler(pickle.Pickler):
-    """Packs functions and classes by value, unless every worker has the module they are from."""
+    """Packs functions and classes by value, unless the module they are from is installed or travels as a file.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    `with_files` says that such files are where the pickle goes. `referred` hears of the modules that it names.
+    """
+
+    with_files = True
+
+    def __init__(self, *args: Any, referred: Referred | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.referred = referred
         self.last: object = None  # met last, and so the one at fault when pickling fails
         self._reducers: dict[type, Reducer | None] = {}
         self._code: list[_Globals] = []
@@ -183,14 +169,14 @@ class CodePickler(pickle.Pickler):
             self._in_data = not batch
             super().dump(batch or self._data.pop())
 
-    def now_or_later(self, home: str, values: dict[str, Any]) -> object:
+    def now_or_later(self, home: str, over: str, values: dict[str, Any]) -> object:
         """What a function has to hold of its globals: none, as they follow; but all in the midst of data."""
         if self._in_data:
-            return _Globals(home, values)
+            return _Globals(home, over, values)
         code = {name: value for name, value in values.items() if isinstance(value, _CODE_TYPES)}
         data = {name: value for name, value in values.items() if name not in code}
-        self._code += [_Globals(home, code)] if code else []
-        self._data += [_Globals(home, data)] if data else []
+        self._code += [_Globals(home, over, code)] if code else []
+        self._data += [_Globals(home, over, data)] if data else []
         return None
 
     def reducer_override(self, obj: Any) -> Any:
@@ -199,6 +185,7 @@ class CodePickler(pickle.Pickler):
         kind = type(obj)
         if kind not in self._reducers:
             self._reducers[kind] = self.reducer_for(kind)
+            self.note(kind.__module__)  # what reduces to a name is looked for there
         reducer = self._reducers[kind]
         return NotImplemented if reducer is None else reducer(self, obj)
 
@@ -207,29 +194,61 @@ class CodePickler(pickle.Pickler):
         return _LOCKS.get(kind) or _reducer_for(kind)
 
     def goes_by_value(self, obj: Any) -> bool:
-        """Whether this function, class or type variable has to be taken apart here."""
-        return not is_installed(_module_of(obj)) or not _is_found(obj)
+        """Whether this function or class has to be taken apart here; its module is noted where it stays a name."""
+        module = _module_of(obj)
+        by_value = self.is_unknown_there(module) or not _is_found(obj)
+        if not by_value:
+            self.note(module)
+        return by_value
+
+    def is_unknown_there(self, module: str | None) -> bool:
+        """Whether the other side cannot import it."""
+        return module is None or kind_of(module) is Kind.VALUE
+
+    def over(self, module: str | None, variables: dict[str, Any] | None = None) -> str:
+        """What code of that module is built over; `variables` are its globals, which need not be the module's."""
+        if is_installed(module):
+            return MODULE
+        if not travels_as_file(module) or variables is not None and variables is not vars(sys.modules[module or ""]):
+            return VALUES
+        self.note(module)
+        return MODULE if self.with_files else EITHER
+
+    def note(self, module: str | None) -> None:
+        """The other side will import this module."""
+        if self.referred is not None and isinstance(module, str):
+            self.referred.note(module)
+
+    def note_code(self, function: types.FunctionType) -> None:
+        """The other side may run this function: what it imports counts, unless it is of an installed module."""
+        if self.referred is not None and not is_installed(function.__globals__.get("__name__")):
+            self.referred.note_code(function.__code__, _package_of(function.__globals__))
 
     def reduce_own_class(self, cls: type) -> Any:
         """The class itself, taken apart."""
         _Shipped.add(cls.__module__)
-        return _reduce_enum(cls) if isinstance(cls, enum.EnumType) else _reduce_plain_class(cls)
+        over = self.over(cls.__module__)
+        return _reduce_enum(cls, over) if isinstance(cls, enum.EnumType) else _reduce_plain_class(cls, over)
 
 
 class MessagePickler(CodePickler):
     """Packs a message: data, the functions in it by value, and classes by name with their bytes at hand."""
 
+    with_files = False
+
     def reducer_for(self, kind: type) -> Reducer | None:
         """As for code, but without locks: the copy of a lock guards nothing."""
         return _reducer_for(kind)
 
-    def goes_by_value(self, obj: Any) -> bool:
-        """As for code, but a module that was never shipped is taken to be importable for the receiver."""
-        return _module_of(obj) in (None, "__main__", *_Shipped.modules) or not _is_found(obj)
+    def is_unknown_there(self, module: str | None) -> bool:
+        """As for code, but a module of which no code was ever shipped is taken to be importable for the receiver."""
+        return module in (None, "__main__", *_Shipped.modules)
 
     def reduce_own_class(self, cls: type) -> Any:
         """The class as its name, and as bytes for who does not know the name."""
         digest, code = _class_as_bytes(cls)
+        if self.referred is not None and cls in _class_refers:
+            self.referred.add(_class_refers[cls])
         return make_known_class, (cls.__module__, cls.__qualname__, digest, pickle.PickleBuffer(code))
 
 
@@ -238,50 +257,54 @@ def _reducer_for(kind: type) -> Reducer | None:
         return _REDUCERS[kind]
     if issubclass(kind, type):
         return _reduce_class
+    if not isinstance(vars(kind).get("__module__", ""), str):  # functions of C and Cython: each has a module of its own
+        return _reduce_named
     # dill knows the singletons that dataclasses keep in their methods.
-    return _ask_dill if kind in _BY_DILL or kind.__module__ == "dataclasses" else None
+    return _ask_dill if kind in _BY_DILL or kind.__module__ == "dataclasses" else _reducer_of_data(kind)
 
 
-_class_bytes: weakref.WeakKeyDictionary[type, tuple[bytes, bytes]] = weakref.WeakKeyDictionary()
-_built_here: dict[bytes, type] = {}  # by digest: classes from here, or of no namespace
+def _reducer_of_data(kind: type) -> Reducer | None:
+    reduce = raised.reduce_error if issubclass(kind, BaseException) else arrays.reducer_for(kind)
+    return reduce and (lambda pickler, obj: reduce(obj))
+
+
+_class_refers: weakref.WeakKeyDictionary[type, Referred] = weakref.WeakKeyDictionary()
 
 
 def _class_as_bytes(cls: type) -> tuple[bytes, bytes]:
     """(digest, the class by value), made once: a class changed afterwards travels as it first was."""
-    known = _class_bytes.get(cls)
+    known = bytes_of_class(cls)
     if known is None:
-        file = io.BytesIO()
-        CodePickler(file, 5).dump(cls)
+        file, referred = io.BytesIO(), Referred()
+        pickler = CodePickler(file, 5, referred=referred)
+        pickler.with_files = False
+        pickler.dump(cls)
         code = file.getvalue()
         known = hashlib.blake2b(code, digest_size=16).digest(), code
-        _remember(_built_here, cls, *known)
+        remember_own_class(cls, *known)
+        _class_refers[cls] = referred
     return known
 
 
-def _remember(built: dict[bytes, type], cls: type, digest: bytes, code: bytes) -> None:
-    """Keep a class by its digest, and its bytes: an instance that comes back is one of the same class."""
-    if len(built) >= CLASSES_KEPT:
-        del built[next(iter(built))]
-    built[digest] = cls
-    _class_bytes[cls] = digest, code
-
-
 def _reduce_function(pickler: CodePickler, function: types.FunctionType) -> Any:
+    pickler.note_code(function)
     if not pickler.goes_by_value(function):
         return NotImplemented
     _Shipped.add(function.__module__)
     # A decorator from elsewhere gives its wrapper our module's name; its globals are still its own.
     home = function.__globals__.get("__name__") or function.__module__ or "__main__"
-    shipped = not is_installed(home)
-    args = (home, shipped, function.__code__, function.__closure__)
+    over = pickler.over(home, function.__globals__)
+    submodules = _used_submodules(function)
+    for name in submodules:
+        pickler.note(name)
     state = {
         "attributes": {name: getattr(function, name) for name in _FUNCTION_ATTRIBUTES},
         "annotations": _annotations(function),
         "dict": function.__dict__,
-        "globals": pickler.now_or_later(home, used_globals(function)) if shipped else None,
-        "imports": _used_submodules(function),
+        "globals": None if over == MODULE else pickler.now_or_later(home, over, used_globals(function)),
+        "imports": submodules,
     }
-    return make_function, args, state, None, None, set_function
+    return make_function, (home, over, function.__code__, function.__closure__), state, None, None, set_function
 
 
 _FUNCTION_ATTRIBUTES = ("__name__", "__qualname__", "__module__", "__doc__", "__defaults__", "__kwdefaults__")
@@ -295,10 +318,27 @@ def _annotations(function: types.FunctionType) -> dict[str, Any]:
 
 
 def used_globals(function: types.FunctionType) -> dict[str, Any]:
-    """The global variables that a function uses, or a function or class body inside it, by name."""
-    used = {name for code in _codes(function.__code__) for name in _global_names(code)}
+    """The global variables that a function uses, or a function or class body inside it, by name.
+
+    `__file__` only as the base name, which is what can hold elsewhere; `__package__` where relative imports may need it.
+    """
+    used, variables = {name for code in _codes(function.__code__) for name in _global_names(code)}, function.__globals__
     names = sorted(used - _NOT_SHIPPED)  # in order, so that the same code is the same bytes
-    return {name: function.__globals__[name] for name in names if name in function.__globals__}
+    found = {name: variables[name] for name in names if name in variables}
+    if "__file__" in used and isinstance(variables.get("__file__"), str):
+        found["__file__"] = os.path.basename(variables["__file__"])
+    if "__package__" in used and variables.get("__package__"):
+        found["__package__"] = variables["__package__"]
+    return found
+
+
+def _package_of(variables: dict[str, Any]) -> str:
+    """Where relative imports in a module start from (PEP 366)."""
+    name, spec = variables.get("__name__") or "", variables.get("__spec__")
+    package = variables.get("__package__")
+    if package is None and spec is not None:
+        package = spec.parent
+    return str(package if package is not None else name if "__path__" in variables else name.rpartition(".")[0])
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -313,6 +353,8 @@ def _global_names(code: types.CodeType) -> Iterator[str]:
     for instruction in dis.get_instructions(code):
         if "GLOBAL" in instruction.opname or instruction.opname == "LOAD_NAME":
             yield instruction.argval
+        elif instruction.opname == "IMPORT_NAME":
+            yield "__package__"
 
 
 def _used_submodules(function: types.FunctionType) -> list[str]:
@@ -325,7 +367,8 @@ def _used_submodules(function: types.FunctionType) -> list[str]:
 
 
 def _reduce_class(pickler: CodePickler, cls: type) -> Any:
-    if not cls.__flags__ & _HEAP_TYPE:
+    if not cls.__flags__ & HEAP_TYPE:
+        pickler.note(cls.__module__)
         known = cls in _NAMED_TYPES and not _is_found(cls)  # FunctionType says `builtins.function`: not there
         return (getattr, (types, _NAMED_TYPES[cls])) if known else NotImplemented
     return pickler.reduce_own_class(cls) if pickler.goes_by_value(cls) else NotImplemented
@@ -334,12 +377,12 @@ def _reduce_class(pickler: CodePickler, cls: type) -> Any:
 _NAMED_TYPES = {value: name for name, value in vars(types).items() if isinstance(value, type)}
 
 
-def _reduce_plain_class(cls: type) -> Any:
+def _reduce_plain_class(cls: type, over: str) -> Any:
     own = _own_attributes(cls)
     seeds: Seeds = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     for name in own.keys() & {"__slots__", "__orig_bases__"}:
         seeds[name] = own.pop(name)
-    args = (type(cls), cls.__name__, cls.__bases__, seeds)
+    args = (over, type(cls), cls.__name__, cls.__bases__, seeds)
     return make_class, args, {"attributes": own}, None, None, set_class
 
 
@@ -356,7 +399,7 @@ def _own_attributes(cls: type) -> dict[str, Any]:
 _SLOT_TYPES = (types.MemberDescriptorType, types.GetSetDescriptorType)
 
 
-def _reduce_enum(cls: enum.EnumType) -> Any:
+def _reduce_enum(cls: enum.EnumType, over: str) -> Any:
     """An enum by its members' values, which a class takes only while it is made; what they carry is later."""
     members: dict[str, Any] = dict(cls.__members__)
     own = {name: value for name, value in _own_attributes(cls).items() if name not in members}
@@ -365,7 +408,7 @@ def _reduce_enum(cls: enum.EnumType) -> Any:
     carried = {name: dict(_carried_by(member)) for name, member in members.items()}
     seeds = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     values = {name: member.value for name, member in members.items()}
-    args = (type(cls), cls.__name__, cls.__bases__, seeds, values)
+    args = (over, type(cls), cls.__name__, cls.__bases__, seeds, values)
     return make_enum, args, {"attributes": own, "members": carried}, None, None, set_class
 
 
@@ -390,7 +433,13 @@ def _reduce_cell(pickler: CodePickler, cell: types.CellType) -> Any:
 
 
 def _reduce_module(pickler: CodePickler, module: types.ModuleType) -> Any:
+    pickler.note(module.__name__)
     return importlib.import_module, (module.__name__,)
+
+
+def _reduce_named(pickler: CodePickler, obj: Any) -> Any:
+    pickler.note(_module_of(obj))
+    return NotImplemented
 
 
 def _reduce_cached(pickler: CodePickler, function: Any) -> Any:
@@ -398,15 +447,19 @@ def _reduce_cached(pickler: CodePickler, function: Any) -> Any:
 
 
 def _reduce_type_variable(pickler: CodePickler, variable: Any) -> Any:
-    if is_installed(variable.__module__):
+    if not pickler.goes_by_value(variable):
         return NotImplemented
     kind = {"covariant": variable.__covariant__, "contravariant": variable.__contravariant__}
     args = (variable.__name__, *variable.__constraints__)
     return functools.partial(typing.TypeVar, *args, bound=variable.__bound__, **kind), ()
 
 
+def _reduce_named_variable(pickler: CodePickler, variable: Any) -> Any:
+    return NotImplemented if is_installed(variable.__module__) else (type(variable), (variable.__name__,))
+
+
 def _reduce_new_type(pickler: CodePickler, new_type: Any) -> Any:
-    if is_installed(new_type.__module__):
+    if not pickler.goes_by_value(new_type):
         return NotImplemented
     args = (new_type.__qualname__, new_type.__supertype__)
     return typing.NewType, args, {"__module__": new_type.__module__}
@@ -417,7 +470,7 @@ def _reduce_weak_dict(pickler: CodePickler, items: Any) -> Any:
 
 
 def _reduce_globals(pickler: CodePickler, variables: _Globals) -> Any:
-    return set_globals, (variables.home, variables.values)
+    return set_globals, tuple(variables)
 
 
 _CACHED_TYPE = type(functools.lru_cache(len))
@@ -434,6 +487,8 @@ _REDUCERS: dict[type, Reducer] = {
     weakref.WeakValueDictionary: _reduce_weak_dict,
     typing.TypeVar: _reduce_type_variable,
     typing.NewType: _reduce_new_type,
+    typing.ParamSpec: _reduce_named_variable,
+    typing.TypeVarTuple: _reduce_named_variable,
 }
 _LOCKS: dict[type, Reducer] = {  # code gets a lock of its own where it arrives, free
     type(threading.Lock()): lambda pickler, lock: (threading.Lock, ()),
@@ -470,158 +525,3 @@ def _ask_dill(pickler: CodePickler, obj: Any) -> Any:
     if type(obj) in dill.Pickler.dispatch:
         dill.Pickler.dispatch[type(obj)](answer, obj)
     return answer.reduction
-
-
-# ---- unpacking -----------------------------------------------------------------------------------
-
-
-class Builder:
-    """One load: where code is built, and whether what stands there already stays.
-
-    `here` is for a process that has no namespace for the sender: it builds in a fresh one, after looking
-    whether the process itself has a class of that name.
-    """
-
-    def __init__(self, namespace: Namespace | None, keep: bool) -> None:
-        self.here = namespace is None
-        self.namespace = namespace or Namespace("a message")
-        self.keep = keep
-        self.made: dict[int, type] = {}
-        self.hooks: list[tuple[type, object]] = []
-
-    def find_class(self, module: str, qualname: str) -> type | None:
-        """The class that goes by that name here already."""
-        find = _find_here if self.here else self.namespace.lookup
-        found = find(module, qualname)
-        return found if isinstance(found, type) else None
-
-    def finish(self) -> None:
-        """Set the hooks for subclasses last: they have run for these classes, where they were first made."""
-        for cls, hook in self.hooks:
-            type.__setattr__(cls, "__init_subclass__", hook)
-
-
-class CodeUnpickler(pickle.Unpickler):
-    """Unpacks what the picklers above made; the code in it is built with the builder given."""
-
-    def __init__(self, file: typing.BinaryIO, builder: Builder, buffers: Iterable[Any] = ()) -> None:
-        super().__init__(file, buffers=buffers)
-        self._builder = builder
-
-    def find_class(self, module: str, name: str) -> Any:
-        """A name in the pickle: ours, of the namespace, or to be imported."""
-        if module == __name__:
-            return functools.partial(_MAKERS[name], self._builder)
-        found = None if self._builder.here else self._builder.namespace.lookup(module, name)
-        return found if found is not None else super().find_class(module, name)
-
-
-def load(body: bytes | bytearray, builder: Builder, buffers: Iterable[Any] = ()) -> Any:
-    """What a pickle stands for, with its code built; raises whatever pickle and the classes in it raise."""
-    file = io.BytesIO(body)
-    unpickler = CodeUnpickler(file, builder, buffers)
-    loaded = unpickler.load()
-    while file.tell() < len(body):
-        unpickler.load()  # of the same memo: the globals of functions loaded before
-    builder.finish()
-    return loaded
-
-
-def make_function(builder: Builder, home: str, shipped: bool, code: types.CodeType, closure: Any) -> Any:
-    """A function of the module `home` that has its code and nothing else yet."""
-    variables = builder.namespace.globals_of(home) if shipped else vars(importlib.import_module(home))
-    return types.FunctionType(code, variables, None, None, closure)
-
-
-def set_function(builder: Builder, function: types.FunctionType, state: dict[str, Any]) -> None:
-    """The rest of a function; its globals set themselves."""
-    for name, value in state["attributes"].items():
-        setattr(function, name, value)
-    function.__annotations__ = state["annotations"]
-    function.__dict__.update(state["dict"])
-    for name in state["imports"]:
-        importlib.import_module(name)
-
-
-def set_globals(builder: Builder, home: str, values: dict[str, object]) -> None:
-    """Global variables of a module, which all functions of it share."""
-    builder.namespace.fill(home, values, builder.keep)
-
-
-def set_cell(builder: Builder, cell: types.CellType, contents: tuple[Any]) -> None:
-    """The value of a closure variable, which several functions may share."""
-    (cell.cell_contents,) = contents
-
-
-def make_class(builder: Builder, kind: type, name: str, bases: tuple[type, ...], seeds: Seeds) -> type:
-    """A class without its attributes, or the one already here where that stays.
-
-    A metaclass written in Python has done its work on the class that was packed, and does not do it again.
-    """
-    known = _kept_class(builder, seeds)
-    if known is not None:
-        return known
-    maker: Any = next(m for m in kind.__mro__ if m is abc.ABCMeta or not m.__flags__ & _HEAP_TYPE)
-    return _made(builder, maker.__new__(kind, name, bases, dict(seeds)))
-
-
-def make_enum(
-    builder: Builder,
-    kind: type[enum.EnumType],
-    name: str,
-    bases: tuple[type, ...],
-    seeds: Seeds,
-    members: dict[str, Any],
-) -> type:
-    """An enum with its members, but without its methods; or the one already here where that stays."""
-    known = _kept_class(builder, seeds)
-    if known is not None:
-        return known
-    body = kind.__prepare__(name, bases)
-    for key, value in {**seeds, **members}.items():
-        body[key] = value
-    return _made(builder, enum.EnumType.__new__(kind, name, bases, body))
-
-
-def _kept_class(builder: Builder, seeds: Seeds) -> type | None:
-    return builder.find_class(seeds["__module__"], seeds["__qualname__"]) if builder.keep else None
-
-
-def _made(builder: Builder, cls: type) -> type:
-    builder.made[id(cls)] = cls
-    builder.namespace.globals_of(cls.__module__)
-    builder.namespace.bind(cls, builder.keep)
-    return cls
-
-
-def set_class(builder: Builder, cls: type, state: dict[str, Any]) -> None:
-    """The attributes of a class that this load made; one that was here already has its own."""
-    if id(cls) not in builder.made:
-        return
-    for name, value in state["attributes"].items():
-        if name == "__init_subclass__":
-            builder.hooks.append((cls, value))
-        else:
-            type.__setattr__(cls, name, value)
-    for name, carried in state.get("members", {}).items():
-        getattr(cls, name).__dict__.update(carried)
-
-
-def make_known_class(builder: Builder, module: str, qualname: str, digest: bytes, code: Any) -> type:
-    """The class of that name here; where there is none, the one built from its bytes, once per digest."""
-    known = builder.find_class(module, qualname) or _built_here.get(digest)
-    if known is not None:
-        return known
-    built = _built_here if builder.here else builder.namespace.built
-    if digest not in built:
-        code = bytes(code)
-        cls = load(code, Builder(None if builder.here else builder.namespace, keep=True))
-        _remember(built, cls, digest, code)
-    return built[digest]
-
-
-_MAKERS: dict[str, Callable[..., Any]] = {
-    maker.__name__: maker
-    for maker in (make_function, make_class, make_enum, make_known_class)
-    + (set_function, set_globals, set_cell, set_class)
-}

@@ -168,7 +168,7 @@ def test_what_depends_brings_is_not_required(project: Path, monkeypatch: pytest.
     (project / "lib" / "elsewhere.py").touch()
     monkeypatch.syspath_prepend(str(project / "site-packages"))
     helpful = importlib.import_module("helpful")
-    referred = Referred(names={"helpful"}, codes=[(compile("import elsewhere, pytest", "x", "exec"), "")])
+    referred = Referred(names={"helpful"}, codes={1: (compile("import elsewhere, pytest", "x", "exec"), "")})
     assert gathered(taken([]), referred).required == {"helpful", "elsewhere", "pytest"}
     found = gathered(taken([helpful, project / "lib" / "elsewhere.py"]), referred)
     assert found.required == {"pytest"} and set(found.files) == {"helpful.py", "elsewhere.py"}

@@ -22,7 +22,6 @@ import zmq
 import discoro
 from discoro import modules
 from discoro.errors import ConfigError, TooLarge
-from discoro.imports import imports_of
 from discoro.modules import Closure, Kind, Referred, closure, is_installed, kind_of, local_tops, requirement_of, travels_as_file
 
 Write = Callable[..., Path]
@@ -296,7 +295,7 @@ def test_names_taken_out_of_a_package_may_be_modules(project: Write) -> None:
 def test_code_objects_are_followed_with_their_package(project: Write) -> None:
     project(shop__init="", shop__part="import one\n", one="")
     code = compile("from . import part\nimport pytest\nimport no_such_package\nimport sys, zmq, discoro.mesh\n", "x", "exec")
-    found = closure(Referred(codes=[(code, "shop")]))
+    found = closure(Referred(codes={1: (code, "shop")}))
     assert set(found.files) == {"shop", "one"}
     assert found.required == {"pytest", "no_such_package"}
 
@@ -351,10 +350,44 @@ def test_an_edited_module_is_read_anew(project: Write) -> None:
 
 
 def test_referred_is_true_once_it_has_something() -> None:
-    assert not Referred(known=frozenset({"a"}))
-    referred, code = Referred(names={"a"}), compile("import b", "x", "exec")
-    referred.add(Referred(names={"c"}, codes=[(code, "")]))
-    assert referred.names == {"a", "c"} and [imports_of(*each)[0].module for each in referred.codes] == ["b"]
+    assert not Referred() and not Referred(Referred(names={"a"}), tops=frozenset({"a"}))
+    assert Referred(names={"a"})
+    referred, code = Referred(), compile("import b", "x", "exec")
+    referred.note_code(code, "shop")
+    assert referred and list(referred.codes.values()) == [(code, "shop")]
+
+
+def test_what_every_worker_has_is_not_referred_to(project: Write) -> None:
+    project(one="")
+    importlib.import_module("one")
+    referred = Referred()
+    for name in ("one", "json.decoder", "zmq", "discoro.mesh", "__main__", __name__, "pytest", "no_such_module_here"):
+        referred.note(name)
+    assert referred.names == {"one", "pytest"}
+
+
+def test_a_loaded_module_in_the_place_of_one_of_pythons_own_is_referred_to(project: Write) -> None:
+    """So that the closure tells of it."""
+    project(turtle="")
+    importlib.import_module("turtle")
+    referred = Referred()
+    referred.note("turtle")
+    with pytest.raises(ConfigError, match="rename"):
+        closure(referred)
+
+
+def test_what_is_known_is_taken_over_once(project: Write) -> None:
+    project(one="", two="")
+    for name in ("one", "two"):
+        importlib.import_module(name)
+    code, other = (compile(text, "x", "exec") for text in ("a", "b"))
+    first = Referred(names={"one"}, codes={id(code): (code, "")}, tops=frozenset({"one"}))
+    second = Referred(first)
+    second.add(first)
+    assert not second and second.tops == {"one"}
+    second.add(Referred(names={"two"}, codes={id(other): (other, "")}))
+    first.add(second)
+    assert first.names == {"one", "two"} and list(first.codes.values()) == [(code, ""), (other, "")]
 
 
 def test_local_tops_are_looked_for_when_a_module_was_loaded(project: Write, monkeypatch: pytest.MonkeyPatch) -> None:
