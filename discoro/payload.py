@@ -27,6 +27,7 @@ from discoro.arrays import is_large, may_change
 from discoro.building import MARK, Builder, Namespace, load
 from discoro.culprit import described
 from discoro.errors import PackError, RemoteError, UnpackError
+from discoro.memory import as_bytes
 from discoro.messages import MAX_PARTS, MAX_TEXT, Part
 from discoro.modules import Referred
 from discoro.raised import error_text, reason
@@ -108,7 +109,7 @@ def unpack(parts: Sequence[Part], namespace: Namespace | None = None, *, shared:
     if not parts:
         raise UnpackError("cannot unpack a message without parts: what sent it is broken")
     if len(parts) == 2 and parts[0] in _FLAT.values():
-        return bytes(parts[1]) if parts[0] == _FLAT[bytes] else _writable_bytearray(parts[1], shared)
+        return as_bytes(parts[1]) if parts[0] == _FLAT[bytes] else _writable_bytearray(parts[1], shared)
     return _unpack(parts, "a message", namespace, True, shared)
 
 
@@ -129,7 +130,6 @@ def unpack_code(parts: Sequence[Part], namespace: Namespace, keep: bool = False)
 
 # ---- in search of the right way ------------------------------------------------------------------
 
-_LONG = (bytes, bytearray, str)
 _CONTAINERS = (dict, list, tuple)
 _SMALL = frozenset((int, float, bool, type(None), complex))
 _COPIED = b"reconstruct\x94"  # numpy's way for arrays whose memory it copies, and whose read-only mark it then forgets
@@ -151,7 +151,7 @@ def _holds_bulk(container: Any, deep: int = DEEP) -> bool:
 
 
 def _is_bulk(obj: Any) -> bool:
-    return len(obj) >= BULK if type(obj) in _LONG else is_large(obj, BULK)
+    return len(obj) >= BULK if type(obj) in _BYTES else is_large(obj, BULK)
 
 
 def _holds_error(obj: Any, deep: int = DEEP) -> bool:
@@ -260,15 +260,11 @@ def _pack(obj: object, kind: type[CodePickler], what: str, referred: Referred | 
 
 def _unpack(parts: Sequence[Part], what: str, namespace: Namespace | None, keep: bool, shared: bool = False) -> Any:
     try:
-        body: Any = parts[0]
         buffers: Sequence[Part] = ()
         if len(parts) > 1:
-            body, buffers = _apart(parts, shared)
-        written: bytes | bytearray
-        if type(body) is _Pieces:
-            written = body.written
+            body, written, buffers = _apart(parts, shared)
         else:
-            written = body = body if isinstance(body, _BYTES) else bytes(body)
+            body = written = parts[0] if isinstance(parts[0], _BYTES) else bytes(parts[0])
         if _NAMES in written and (MARK in written or (namespace is not None and namespace.is_named_in(written))):
             return load(body, Builder(namespace, keep), buffers)
         if written is not body:
@@ -297,11 +293,15 @@ def _patiently(body: bytes | bytearray, buffers: Sequence[Part], error: TypeErro
         raise error from None
 
 
-def _apart(parts: Sequence[Part], shared: bool) -> tuple[Any, Sequence[Part]]:
-    """The pickle, and its buffers."""
+def _apart(parts: Sequence[Part], shared: bool) -> tuple[Any, bytes | bytearray, Sequence[Part]]:
+    """The pickle as pickle reads it, its bytes in which names stand, and its buffers."""
     pieces = int(bytes(parts[0][len(_CUT) :])) if parts[0][: len(_CUT)] == _CUT else 0
     buffers = [_lent(part) if shared else _writable(part) for part in parts[pieces + 1 :]]
-    return _Pieces(parts[1 : pieces + 1]) if pieces else parts[0], buffers
+    if pieces:
+        body = _Pieces(parts[1 : pieces + 1])
+        return body, body.written, buffers
+    written = parts[0] if isinstance(parts[0], _BYTES) else bytes(parts[0])
+    return written, written, buffers
 
 
 def _writable(part: Part) -> Part:

@@ -76,6 +76,11 @@ def joined(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
     return error
 
 
+def made_of(kind: type[BaseException], *args: Any) -> BaseException:
+    """The same with the arguments apart, as one calls a class."""
+    return joined(kind, args)
+
+
 def set_state(error: BaseException, attributes: Attributes) -> None:
     """What `taken_apart` found beside the arguments."""
     own, members, state = attributes

@@ -361,7 +361,7 @@ ELSEWHERE = CoroRef("00000000000000aa", 7, 0xAA, 1, "bob", ("127.0.0.1:1",))
         (sends_operation, ["message: ", "Coro.receive", FORGOT]),
         (sends_nested, ["message['n']: ", "Coro.receive", FORGOT]),
         (sends_generator, ["message[0]: ", "helper(...)", FORGOT]),
-        (sends_open_file, ["message['files'][0]: ", "TextIOWrapper", "send what it is made from"]),
+        (sends_open_file, ["message['files'][0]: ", "TextIOWrapper", "send the path of the file"]),
     ],
 )
 def test_sending_what_cannot_travel(function: Callable[..., Any], words: list[str]) -> None:
