@@ -433,6 +433,8 @@ def _reduce_cell(pickler: CodePickler, cell: types.CellType) -> Any:
 
 
 def _reduce_module(pickler: CodePickler, module: types.ModuleType) -> Any:
+    if sys.modules.get(module.__name__) is not module:
+        raise TypeError(f"cannot pickle the module {module.__name__!r}, which nobody can import by that name")
     pickler.note(module.__name__)
     return importlib.import_module, (module.__name__,)
 

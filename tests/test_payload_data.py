@@ -141,6 +141,7 @@ def unsendable() -> Iterator[tuple[str, object, str, str]]:
     yield "context variable", contextvars.ContextVar("number"), "'_contextvars.ContextVar' object", "send its value"
     yield "match", re.match("a", "a"), "'re.Match' object", "send what it is made from"
     yield "frame", sys._getframe(), "'frame' object", "make it where it is used"
+    yield "made module", types.ModuleType("made"), "the module 'made', which nobody can import", "send what it is made from"
     yield "view with gaps", view[::2], "a memoryview that is not C-contiguous", r"send bytes\(view\)"
     yield "view of records", memoryview(np.zeros(3, "i4,f8")), "a memoryview of format 'T{i:f0:=d:f1:}'", r"send bytes\(view\)"
     yield "empty table", memoryview(np.zeros((3, 0))), r"a memoryview of format 'd' and shape \(3, 0\)", r"send bytes\(view\)"
