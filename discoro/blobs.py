@@ -1,39 +1,55 @@
-"""One file on its way: both halves of a transfer, as values.
+"""Blobs: bytes named by their digest, and how far one has come on its way here.
 
-A blob is bytes named by their digest. `Sending` says which chunk goes next, with a bounded number on the way; `Receiving` says
-which bytes of a chunk are new, and at the end whether the whole has the digest it claims. Either side may begin in the middle,
-so that a transfer resumes where it broke, and several senders may bring the same blob at once. No disk and no link here:
-`files.py` writes, `computation.py` sends.
+A blob is cut into pieces of 1 MiB; its digest is taken over the digests of its pieces, so that several threads can work on it
+at once, on both sides. Whoever wants a blob asks for its pieces (`Receiving`), with a bounded number of them on the way, and
+knows at the end whether what came is what was named. A transfer that broke goes on with the pieces that are missing, from
+whoever has them. No disk, no link here: `files.py` writes, `transfers.py` asks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from discoro.errors import ProtocolError
-from discoro.messages import KIB, Part
+from discoro.messages import MIB, Part
 
-CHUNK = 240 * KIB  # with its header within one piece of the link: small messages pass between two
-WINDOW = 8  # chunks on the way: 2 MiB, more than a 1 Gbit/s network holds in flight
+PIECE = 1 * MIB  # small enough to be sent again, large enough that a thread and a request for each cost little
+WINDOW = 8  # pieces on the way: 8 MiB, more than a 10 Gbit/s network holds in flight
 DIGEST_BYTES = 32
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_WHOLE, _PIECE = b"discoro blob", b"discoro piece"  # so that no piece can pass for a list of pieces
 
 
 class Blob(NamedTuple):
-    """What is transferred: a digest (64 hex digits of BLAKE2b) and a size in bytes."""
+    """What is transferred: a digest (64 hex digits, see `blob_of`) and a size in bytes."""
 
     digest: str
     size: int
 
+    @property
+    def pieces(self) -> int:
+        """How many pieces it has; the last one may be shorter."""
+        return -(-self.size // PIECE)
 
-def new_digest() -> hashlib.blake2b:
-    """An empty digest; `hexdigest()` of it, once fed, is the name of a blob."""
-    return hashlib.blake2b(digest_size=DIGEST_BYTES)
+    def length(self, index: int) -> int:
+        """The bytes of that piece."""
+        return min(PIECE, self.size - index * PIECE)
 
 
-EMPTY = Blob(new_digest().hexdigest(), 0)  # the one blob that is whole without a chunk
+def piece_digest(data: Part) -> bytes:
+    """The BLAKE2b digest (RFC 7693) of one piece. Threads can do this side by side: it holds no lock of Python's."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES, person=_PIECE).digest()
+
+
+def blob_of(size: int, digests: Iterable[bytes]) -> Blob:
+    """The blob of that size, from the digests of its pieces: the BLAKE2b digest over all of them."""
+    return Blob(hashlib.blake2b(b"".join(digests), digest_size=DIGEST_BYTES, person=_WHOLE).hexdigest(), size)
+
+
+EMPTY = blob_of(0, ())  # the one blob that is whole without a piece
 
 
 def checked_blob(digest: object, size: object) -> Blob:
@@ -48,74 +64,53 @@ def checked_blob(digest: object, size: object) -> Blob:
     return blob
 
 
-class Chunk(NamedTuple):
-    """Which bytes of a blob to send."""
-
-    offset: int
-    length: int
-
-
-class Sending:
-    """The sending half: `next_chunk` until None, `acknowledged` for each that arrived, until `done`."""
-
-    def __init__(self, blob: Blob, offset: int) -> None:
-        if not 0 <= offset <= blob.size:
-            raise ProtocolError(f"a file of {blob.size} bytes is wanted from byte {offset}")
-        self.blob = blob
-        self._next = offset
-        self._on_the_way = 0
-
-    def __repr__(self) -> str:
-        return f"<Sending {self.blob.digest:.12} {self._next} of {self.blob.size} bytes, {self._on_the_way} chunks on the way>"
-
-    @property
-    def done(self) -> bool:
-        return self._next == self.blob.size and not self._on_the_way
-
-    def next_chunk(self) -> Chunk | None:
-        """The chunk to send now; None while the window is full, or when everything was sent."""
-        if self._on_the_way == WINDOW or self._next == self.blob.size:
-            return None
-        chunk = Chunk(self._next, min(CHUNK, self.blob.size - self._next))
-        self._next += chunk.length
-        self._on_the_way += 1
-        return chunk
-
-    def acknowledged(self) -> None:
-        """A chunk arrived, whichever."""
-        self._on_the_way -= 1
-
-
 class Receiving:
-    """The receiving half: `take` every chunk, until `complete`; then `verified` says whether it is what was announced."""
+    """How far a blob has come: `next_piece` says what to ask for, `came` and `failed` what became of it, until `complete`."""
 
-    def __init__(self, blob: Blob, received: int = 0, digest: hashlib.blake2b | None = None) -> None:
+    def __init__(self, blob: Blob) -> None:
         self.blob = blob
-        self.received = received
-        self._digest = digest or new_digest()
+        self._digests: dict[int, bytes] = {}  # of the pieces that are here
+        self._asked: set[int] = set()
+        self.received = 0  # bytes that are here
+        self._next = 0  # every piece before it is here, or was asked for
 
     def __repr__(self) -> str:
-        return f"<Receiving {self.blob.digest:.12} {self.received} of {self.blob.size} bytes>"
+        here, asked = len(self._digests), len(self._asked)
+        return f"<Receiving {self.blob.digest:.12} {here} of {self.blob.pieces} pieces, {asked} on the way>"
 
-    def take(self, offset: int, data: Part) -> memoryview:
-        """The bytes of this chunk that are new, and stand next: none where another sender brought them already.
+    def next_piece(self) -> int | None:
+        """The number of the piece to ask for now; None while the window is full, or when all are here or asked for."""
+        while self._next in self._digests or self._next in self._asked:
+            self._next += 1
+        if len(self._asked) >= WINDOW or self._next >= self.blob.pieces:
+            return None
+        self._asked.add(self._next)
+        return self._next
 
-        ProtocolError for a chunk that leaves a gap, or goes past the end.
-        """
-        view = memoryview(data).cast("B")
-        end = offset + view.nbytes
-        if not 0 <= offset <= self.received or view.nbytes == 0 or end > self.blob.size:
-            where = f"bytes {offset} to {end}"
-            raise ProtocolError(f"file {self.blob.digest:.12} of {self.blob.size} bytes: got {where} after {self.received}")
-        new = view[min(self.received - offset, view.nbytes) :]
-        self._digest.update(new)
-        self.received += new.nbytes
-        return new
+    def check(self, index: int, data: Part) -> None:
+        """ProtocolError where these bytes have not the length of that piece."""
+        wanted, came = self.blob.length(index), memoryview(data).nbytes
+        if came != wanted:
+            raise ProtocolError(f"file {self.blob.digest:.12}: {came} bytes came for piece {index}, which has {wanted}")
+
+    def came(self, index: int, digest: bytes) -> None:
+        """That piece is here, with that digest."""
+        self._asked.discard(index)
+        if index not in self._digests:
+            self.received += self.blob.length(index)
+        self._digests[index] = digest
+
+    def failed(self, index: int) -> None:
+        """That piece did not come: it is asked for again."""
+        self._asked.discard(index)
+        self._next = min(self._next, index)
 
     @property
     def complete(self) -> bool:
-        return self.received == self.blob.size
+        return len(self._digests) == self.blob.pieces
 
     @property
     def verified(self) -> bool:
-        return self.complete and self._digest.hexdigest() == self.blob.digest
+        """Whether what is here is the blob that was named."""
+        digests = [self._digests[index] for index in range(self.blob.pieces)] if self.complete else None
+        return digests is not None and blob_of(self.blob.size, digests) == self.blob

@@ -9,42 +9,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import os
 import secrets
-import sys
-import types
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from discoro import payload
-from discoro.blobs import Chunk, Sending
 from discoro.coro import sender
+from discoro.depends import gathered, importable, taken, top_of
 from discoro.driving import check_coroutine
 from discoro.errors import (
     CloseFailed,
     ConfigError,
     NotSetUp,
+    PackagesMissing,
     PackError,
     PeerLost,
-    ProtocolError,
-    SetupFailed,
     Timeout,
-    TooLarge,
     Unreachable,
     WorkerLost,
 )
-from discoro.files import MAX_FILES, Shipped, measure, read_chunk
+from discoro.files import Shipped, Source, measure, packed_files
 from discoro.mesh import Mesh, current_mesh
 from discoro.messages import Part
+from discoro.modules import Referred, requirement_of
 from discoro.references import CoroRef, Handle, Running
+from discoro.transfers import Count
 
 PING_TIMEOUT = 5.0  # seconds; a node answers in milliseconds however busy its workers are
 CLOSE_TIMEOUT = 10.0  # seconds that running coroutines get to end
 GIVE_UP_TIMEOUT = 1.0  # seconds that a worker whose setup was given up gets to answer, before it is killed
 CLOSE_GRACE = 10.0  # seconds on top that the node gets to kill a worker and answer
 NAME_LETTERS = 100  # of a function's name, which is for people
-_LEFT_OUT = {"__pycache__", ".git", ".hg", ".venv", "venv", "node_modules"}
+
+
+@dataclass
+class _There:
+    """A computation at one server: the discoro_server of the worker that has it, and what that worker has of our modules."""
+
+    worker: CoroRef
+    referred: Referred
 
 
 class Computation:
@@ -52,9 +57,9 @@ class Computation:
 
     `computation` is a generator function or an `async def`. `depends` lists what it uses beyond what its code names: functions,
     classes, modules (one in a package brings the whole package), and paths of files or directories. Files lie side by side in
-    the worker's working directory, under their base names. `cleanup` says whether `close` removes them. All four methods are
-    used with yield or await, take as `peer` what `Coro.locate` or `discoro.servers` gave, and raise a named error where they
-    fail.
+    the worker's working directory, under their base names. Modules of one's own that the code imports go along unnamed.
+    `cleanup` says whether `close` removes them. All four methods are used with yield or await, take as `peer` what
+    `Coro.locate` or `discoro.servers` gave, and raise a named error where they fail.
 
     Raises NotACoroutine for anything but a coroutine function, ConfigError for a dependency that is none of these.
     """
@@ -63,15 +68,14 @@ class Computation:
         check_coroutine(computation)
         self.name = getattr(computation, "__name__", "computation")[:NAME_LETTERS]
         self._function = computation
-        self._paths = _paths_by_name(depends)
-        self._code = [each for each in depends if _is_code(each)]
+        self._depends = taken(depends)
         self._cleanup = cleanup
         self._id = secrets.token_hex(16)
-        self._workers: dict[CoroRef, CoroRef] = {}  # server -> the discoro_server of the worker behind it
+        self._there: dict[CoroRef, _There] = {}  # by server
         self._runs: dict[CoroRef, Running] = {}  # server -> what was created there and may still run
 
     def __repr__(self) -> str:
-        return f"<Computation {self.name} open at {len(self._workers)} servers>"
+        return f"<Computation {self.name} open at {len(self._there)} servers>"
 
     async def setup(
         self,
@@ -80,23 +84,28 @@ class Computation:
         func: Callable[..., Any] | None = None,
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
+        *,
+        progress: Count | None = None,
     ) -> int:
         """Transfer the computation to the server `peer`, once for each server, within `timeout` seconds. Returns 0.
 
         `func`, a plain function, is then executed there with `args` and `kwargs`, after the files are in place; the globals it
         sets are seen by the computation. Again at the same server, it replaces the computation for later runs.
-        Raises Timeout, SetupFailed (with what func raised as cause), PackError, TooLarge, PeerLost, WorkerLost, and ConfigError
-        for a file that cannot be read. Nothing is left half-open: a setup that ran out of time while the code was being opened
-        closes the computation at that server; one that ran out of time before changes nothing.
+        `progress` is called with the bytes of files that have come there, and those that had to, about ten times a second.
+        Raises Timeout, SetupFailed (with what func raised as cause), PackagesMissing for what is not installed there,
+        PackError, TooLarge, TransferFailed, PeerLost, WorkerLost, and ConfigError for a file that cannot be read. Nothing is
+        left half-open: a setup that ran out of time while the code was being opened closes the computation at that server; one
+        that ran out of time before changes nothing.
         """
-        mesh, server = current_mesh(), _server(peer)
-        code, call = _packed_code([self._function, *self._code]), _packed_call(func, args, kwargs)
+        mesh, server, referred = current_mesh(), _server(peer), Referred()
+        code = _packed_code([self._function, *self._depends.code], referred)
+        call = _packed_call(func, args, kwargs, referred)
         try:
             async with asyncio.timeout(timeout) as limit:
-                files = await asyncio.to_thread(self._measured)
+                files, required = await asyncio.to_thread(self._measured, referred)
                 with _named_loss(self.name, server):
-                    await _send_files(mesh, server, files)
-                    self._workers[server] = await self._open(mesh, server, [each for each, _ in files], code, call)
+                    await self._check_packages(mesh, server, required)
+                    self._there[server] = _There(await self._open(mesh, server, files, [*code], [*call], progress), referred)
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -111,11 +120,14 @@ class Computation:
         that the computation does not take are a TypeError of the coroutine, which its `result` raises.
         """
         mesh, server = current_mesh(), _server(peer)
-        worker = self._worker(server)
+        there = self._at(server)
+        new = Referred(known=there.referred)
         with _named_places({"message[0]": "args", "message[1]": "kwargs"}):
-            body = payload.pack((args, kwargs))
+            body = payload.pack((args, kwargs), new)
         with _named_loss(self.name, server):
-            answer = await mesh.request(worker, "run", self._arguments(), body)
+            if new:  # arguments of modules that the code does not name
+                await self._extend(mesh, server, there, new)
+            answer = await mesh.request(there.worker, "run", self._arguments(), body)
         ref = CoroRef.from_plain(answer.value)
         mesh.expect(ref)
         self._runs.setdefault(server, Running(mesh.still_runs)).add(ref)
@@ -130,7 +142,7 @@ class Computation:
         Raises Timeout after `timeout` seconds, NotSetUp, WorkerLost, PeerLost.
         """
         mesh, server = current_mesh(), _server(peer)
-        self._worker(server)
+        self._at(server)
         with _named_loss(self.name, server):
             await mesh.request(server, "ping", self._arguments(), timeout=timeout)
         return 0
@@ -151,9 +163,13 @@ class Computation:
         Raises NotSetUp, WorkerLost, PeerLost too.
         """
         mesh, server = current_mesh(), _server(peer)
-        call = _packed_call(func, args, kwargs)
-        self._worker(server)
-        del self._workers[server]
+        there = self._at(server)
+        new = Referred(known=there.referred)
+        call = _packed_call(func, args, kwargs, new)
+        if new:
+            with _named_loss(self.name, server):
+                await self._extend(mesh, server, there, new)
+        del self._there[server]
         running = self._runs.pop(server, Running(mesh.still_runs)).refs()
         arguments = self._arguments(timeout=close_timeout)
         try:
@@ -168,29 +184,68 @@ class Computation:
     def _arguments(self, **more: Any) -> dict[str, Any]:
         return {"id": self._id, **more}
 
-    def _worker(self, server: CoroRef) -> CoroRef:
-        """The discoro_server of the worker that has the computation open for this server; NotSetUp where none has."""
-        if server not in self._workers:
+    def _at(self, server: CoroRef) -> _There:
+        """The computation where this server has it; NotSetUp where it has not."""
+        if server not in self._there:
             raise NotSetUp(f"{self.name} is not set up at {server}, or was closed: `yield computation.setup(...)` first")
-        return self._workers[server]
+        return self._there[server]
 
-    def _measured(self) -> list[tuple[Shipped, Path]]:
-        """Every file as it is now: what was edited since the last setup travels as edited."""
-        return [(measure(path, name), path) for name, path in self._paths.items()]
+    def _measured(self, referred: Referred) -> tuple[list[tuple[Shipped, Source]], frozenset[str]]:
+        """Every file as it is now, so that what was edited since the last setup travels as edited; and the packages needed."""
+        found = gathered(self._depends, referred)
+        referred.tops = importable(found.files)
+        return _measured(found.files), found.required
+
+    async def _check_packages(self, mesh: Mesh, server: CoroRef, required: frozenset[str]) -> None:
+        """PackagesMissing where the server has not all that the code imports."""
+        if not required:
+            return
+        lacks = (await mesh.request(server, "lacks", {"names": sorted(required)})).value
+        missing = [name for name in required if isinstance(lacks, list) and name in lacks]
+        if missing:
+            versions = [await asyncio.to_thread(requirement_of, name) for name in sorted(missing)]
+            raise PackagesMissing(
+                f"{server.name} has no {', '.join(sorted(missing))}, which {self.name} imports. With the versions of this "
+                f"machine: `pip install {' '.join(versions)}` there, for the Python that runs discoro-node"
+            )
 
     async def _open(
-        self, mesh: Mesh, server: CoroRef, files: Sequence[Shipped], code: Sequence[Part], call: Sequence[Part]
+        self,
+        mesh: Mesh,
+        server: CoroRef,
+        files: Sequence[tuple[Shipped, Source]],
+        code: list[Part],
+        call: list[Part],
+        progress: Count | None,
     ) -> CoroRef:
-        """Ask the server to open the computation; the discoro_server of the worker that did."""
-        arguments = self._arguments(name=self.name, cleanup=self._cleanup, code=len(code))
-        arguments["files"] = [file.to_plain() for file in files]
-        try:
-            answer = await mesh.request(server, "setup", arguments, [*code, *call])
-        except asyncio.CancelledError:  # given up, by timeout or by whoever waits for us: the server must not go on
-            self._workers.pop(server, None)
-            mesh.ask_later(server, "close", self._arguments(timeout=GIVE_UP_TIMEOUT))
-            raise
+        """Ask the server to open the computation, and let it fetch the files; the discoro_server of the worker that did."""
+        body = [packed_files(shipped for shipped, _ in files), *code, *call]
+        with mesh.transfers.offering([source for _, source in files], progress) as offered:
+            arguments = self._arguments(name=self.name, cleanup=self._cleanup, files=1, code=len(code), **offered)
+            try:
+                answer = await mesh.request(server, "setup", arguments, body)
+            except asyncio.CancelledError:  # given up, by timeout or by whoever waits for us: the server must not go on
+                self._there.pop(server, None)
+                mesh.ask_later(server, "close", self._arguments(timeout=GIVE_UP_TIMEOUT))
+                raise
         return CoroRef.from_plain(answer.value["worker"])
+
+    async def _extend(self, mesh: Mesh, server: CoroRef, there: _There, new: Referred) -> None:
+        """Have the worker get the modules that are needed besides."""
+        found = await asyncio.to_thread(gathered, taken(()), new)
+        await self._check_packages(mesh, server, found.required)
+        missing = {name: path for name, path in found.files.items() if top_of(name) not in there.referred.tops}
+        if missing:
+            files = await asyncio.to_thread(_measured, missing)
+            with mesh.transfers.offering(source for _, source in files):
+                body = [packed_files(shipped for shipped, _ in files)]
+                await mesh.request(server, "extend", self._arguments(files=1), body)
+        new.tops = importable(missing)
+        there.referred.add(new)
+
+
+def _measured(files: dict[str, Path]) -> list[tuple[Shipped, Source]]:
+    return [measure(path, name) for name, path in files.items()]
 
 
 def _server(peer: Handle) -> CoroRef:
@@ -231,143 +286,21 @@ def _named_places(places: dict[str, str]) -> Iterator[None]:
         raise PackError(places.get(place, "") + str(error).removeprefix(place)) from error.__cause__
 
 
-def _packed_code(functions: Sequence[Any]) -> list[Part]:
+def _packed_code(functions: Sequence[Any], referred: Referred) -> list[Part]:
     with _named_places({"code[0]": "the computation", "code": "depends"}):
-        return payload.pack_code(functions)
+        return payload.pack_code(functions, referred)
 
 
 _NO_PLAIN_FUNCTIONS = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
 
 
-def _packed_call(func: Callable[..., Any] | None, args: Sequence[Any], kwargs: dict[str, Any] | None) -> list[Part]:
+def _packed_call(
+    func: Callable[..., Any] | None, args: Sequence[Any], kwargs: dict[str, Any] | None, referred: Referred
+) -> list[Part]:
     """`func` and its arguments for setup or close; nothing where there is none."""
     if func is None:
         return []
     if not inspect.isroutine(func) or any(is_other(func) for is_other in _NO_PLAIN_FUNCTIONS):
         raise ConfigError(f"func must be a plain function, without yield and async; this is {func!r:.80}")
     with _named_places({"code[0]": "func", "code[1]": "args", "code[2]": "kwargs"}):
-        return payload.pack_code([func, tuple(args), dict(kwargs or {})])
-
-
-# ------------------------------------------------------------------ sending files
-
-
-async def _send_files(mesh: Mesh, server: CoroRef, files: Sequence[tuple[Shipped, Path]]) -> None:
-    """Transfer what the server lacks; once more from the beginning where what it had of a file was damaged."""
-    try:
-        await _send_wanted(mesh, server, files)
-    except ProtocolError:
-        try:
-            await _send_wanted(mesh, server, files)
-        except ProtocolError as error:
-            raise SetupFailed(f"a file changed while it was sent ({error}): call setup again") from error
-
-
-async def _send_wanted(mesh: Mesh, server: CoroRef, files: Sequence[tuple[Shipped, Path]]) -> None:
-    """The server names what it wants, and from which byte on."""
-    if not files:
-        return
-    try:
-        answer = await mesh.request(server, "offer", {"files": [shipped.to_plain() for shipped, _ in files]})
-    except TooLarge as error:
-        largest, path = max(files, key=lambda file: file[0].blob.size)
-        raise TooLarge(f"{path} has {largest.blob.size} bytes: {error}") from None
-    by_digest = {shipped.blob.digest: (shipped, path) for shipped, path in files}
-    for digest, offset in answer.value:
-        shipped, path = by_digest[digest]
-        await _send_file(mesh, server, Sending(shipped.blob, offset), path)
-
-
-async def _send_file(mesh: Mesh, server: CoroRef, sending: Sending, path: Path) -> None:
-    """One file, with as many chunks on the way as the window allows."""
-    digest, size = sending.blob
-
-    async def send(chunk: Chunk) -> None:
-        arguments = {"digest": digest, "size": size, "offset": chunk.offset}
-        await mesh.request(server, "chunk", arguments, [read_chunk(path, chunk)])
-        sending.acknowledged()
-
-    on_the_way: set[asyncio.Task[None]] = set()
-    try:
-        while not sending.done:
-            while (chunk := sending.next_chunk()) is not None:
-                on_the_way.add(asyncio.ensure_future(send(chunk)))
-            finished, on_the_way = await asyncio.wait(on_the_way, return_when=asyncio.FIRST_COMPLETED)
-            for task in finished:
-                task.result()
-    finally:
-        for task in on_the_way:
-            task.cancel()
-        await asyncio.gather(*on_the_way, return_exceptions=True)
-
-
-# ------------------------------------------------------------------ what a computation depends on
-
-
-def _is_code(each: Any) -> bool:
-    return inspect.isroutine(each) or inspect.isclass(each)
-
-
-def _paths_by_name(depends: Sequence[Any]) -> dict[str, Path]:
-    """The files among the dependencies, by the name each gets at the server."""
-    if isinstance(depends, str | os.PathLike):
-        raise ConfigError(
-            f"depends is a list of functions, classes, modules and paths; this is {depends!r:.60}, write [{depends!r:.60}]"
-        )
-    found: dict[str, Path] = {}
-    for path, name in _files(depends):
-        if found.setdefault(name, path) != path:
-            raise ConfigError(f"{found[name]} and {path} would both be {name}: files lie side by side, under their base names")
-        if len(found) > MAX_FILES:
-            raise ConfigError(f"depends has more than {MAX_FILES} files (the last was {path}): send an archive, or fewer")
-    return found
-
-
-def _files(depends: Sequence[Any]) -> Iterator[tuple[Path, str]]:
-    for each in depends:
-        if isinstance(each, str | os.PathLike):
-            yield from _path(Path(each).absolute())
-        elif isinstance(each, types.ModuleType):
-            yield from _module_files(each)
-        elif not _is_code(each):
-            raise ConfigError(f"depends takes functions, classes, modules and paths; this is {each!r:.80}")
-
-
-def _path(path: Path) -> Iterator[tuple[Path, str]]:
-    if path.is_dir():
-        yield from _tree(path, path.resolve().name)
-    elif path.is_file():
-        yield path, path.name
-    elif path.exists():
-        raise ConfigError(f"{path} (in depends) is neither a file nor a directory")
-    else:
-        raise ConfigError(f"no file {path} (in depends; the current directory is {os.getcwd()})")
-
-
-def _module_files(module: types.ModuleType) -> Iterator[tuple[Path, str]]:
-    """A module as the file that the server imports; one in a package as its whole top-level package."""
-    top_name = module.__name__.partition(".")[0]
-    if top_name in sys.stdlib_module_names:
-        return  # every worker has it: it runs the same Python
-    top = module if module.__name__ == top_name else sys.modules.get(top_name)
-    file = getattr(top, "__file__", None)
-    if file is None or not Path(file).is_file():
-        raise ConfigError(f"the module {module.__name__} has no file that could be sent (a namespace package?): name its path")
-    path = Path(file).absolute()
-    if path.name == "__init__.py":
-        yield from _tree(path.parent, path.parent.name)
-    else:
-        yield path, path.name
-
-
-def _tree(directory: Path, name: str) -> Iterator[tuple[Path, str]]:
-    """What is below a directory, but for what others make from it."""
-    for where, directories, files in os.walk(directory, onerror=_unreadable):
-        directories[:] = sorted(set(directories) - _LEFT_OUT)
-        for path in (Path(where, file) for file in sorted(files)):
-            if path.is_file() and path.suffix != ".pyc":
-                yield path, f"{name}/{path.relative_to(directory).as_posix()}"
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    raise ConfigError(f"the directory {error.filename} (in depends) cannot be read: {error.strerror}") from error
+        return payload.pack_code([func, tuple(args), dict(kwargs or {})], referred)

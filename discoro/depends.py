@@ -78,7 +78,12 @@ def gathered(depends: Depends, referred: Referred) -> Gathered:
 def importable(names: Iterable[str]) -> frozenset[str]:
     """The top-level names that can be imported where files of these names lie."""
     endings = (".py", *EXTENSION_SUFFIXES)
-    return frozenset(name.partition("/")[0].partition(".")[0] for name in names if name.endswith(endings))
+    return frozenset(top_of(name) for name in names if name.endswith(endings))
+
+
+def top_of(name: str) -> str:
+    """The top-level name that the file of that name is part of: helper for helper.py, and for helper/data/table.csv."""
+    return name.partition("/")[0].partition(".")[0]
 
 
 def merge(files: dict[str, Path], more: Iterable[tuple[str, Path]]) -> None:

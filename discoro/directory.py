@@ -1,4 +1,4 @@
-"""The directory of one node below `dest_path`: its alone while it lives, and gone with it, or with the next node there.
+"""Directories that belong to one process, and are gone with it: a node's below its `dest_path`, and a client's.
 
     dest_path/node-3f2a…/lock       held for as long as the node lives, however it ends; on a network file system too
     dest_path/node-3f2a…/blobs/     what was received
@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import shutil
+import tempfile
 from pathlib import Path
 
 from discoro.errors import DestPathError
@@ -61,6 +62,31 @@ class NodeDirectory:
         """Remove it, but for what is to be kept."""
         _empty(self.path)
         os.close(self._lock)
+
+
+class ClientDirectory:
+    """Where files that are sent to a client go, and beside them, while it lives, what comes in.
+
+    Without a `dest_path` a new directory among the temporary ones, which stays if files are in it. DestPathError.
+    """
+
+    def __init__(self, dest_path: str | Path | None) -> None:
+        self._is_temporary = dest_path is None
+        if dest_path is None:
+            self.files = Path(tempfile.mkdtemp(prefix="discoro-"))
+        else:
+            self.files = private_directory(Path(dest_path).absolute())
+        self.blobs = self.files / f".discoro-{secrets.token_hex(6)}"
+
+    def __repr__(self) -> str:
+        return f"<ClientDirectory {self.files}>"
+
+    def remove(self) -> None:
+        """Remove what is still on its way, and the directory if it is temporary and empty."""
+        shutil.rmtree(self.blobs, ignore_errors=True)
+        if self._is_temporary:
+            with contextlib.suppress(OSError):  # files are in it, which are the user's now
+                self.files.rmdir()
 
 
 def keep(directory: Path) -> None:

@@ -24,7 +24,9 @@
     │   ├── CoroEnded           a coroutine that ended without a value: terminated, its computation closed
     │   ├── NoReply             a coroutine that was asked went on, or ended, without a reply
     │   ├── SwapRefused         a coroutine that was to be swapped stayed what it was
+    │   ├── TransferFailed      a file could not be transferred: no room on the disk, another one in its place
     │   ├── SetupFailed         the computation could not be opened at the server
+    │   │   └── PackagesMissing  its code imports packages that are not installed there
     │   └── CloseFailed         close had to kill, or its func failed
     │       └── Stuck           what ran, or the worker itself, did not end when the computation was closed
     └── the world's: nobody is there
@@ -135,8 +137,16 @@ class QueueClosed(DiscoroError):
     """The queue was closed: nothing more is put into it, and what was in it has been taken."""
 
 
+class TransferFailed(DiscoroError):
+    """A file could not be transferred, and nothing of it was left; the text says which, and where."""
+
+
 class SetupFailed(DiscoroError):
     """The computation could not be opened at the server."""
+
+
+class PackagesMissing(SetupFailed):
+    """The code imports packages that are not installed there; the text names them, and the versions that the client has."""
 
 
 class CloseFailed(DiscoroError):

@@ -1,29 +1,35 @@
-"""Files on disk: the blobs a process has received, and where they are put for computations.
+"""Files on disk: what they are called, what they hold, and how one gets its place in a directory.
 
-The one module that writes received bytes. A blob is written aside and renamed once its digest holds: whole or absent. `place`
-puts one under a name inside a directory and nowhere else: names that would leave it are refused, links are replaced, never
-followed. It knows nothing of links or coroutines.
+`place` puts a blob under a name inside a directory and nowhere else: names that would leave it are refused, links are
+replaced, never followed. What is received lies in a `Store` (store.py) first. Nothing here knows links or coroutines.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import secrets
 import shutil
-from collections import OrderedDict
+import stat
+import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from discoro.blobs import Blob, Chunk, Receiving, checked_blob, new_digest
-from discoro.errors import ConfigError, DestPathError, ProtocolError, SetupFailed, TooLarge
-from discoro.messages import MAX_NAME, Part
+from discoro import messages
+from discoro.blobs import PIECE, Blob, blob_of, checked_blob, piece_digest
+from discoro.errors import ConfigError, DestPathError, ProtocolError, TransferFailed
+from discoro.messages import MAX_NAME, MIB, Part
 
-MAX_FILES = 1000  # of one computation: their names and digests travel in one header (messages.MAX_FIELDS)
-MAX_OPEN = 64  # blobs under way whose digest is kept in memory; one beyond it is read again from the disk
-_READ = 1 << 20
+MAX_FILES = 100_000  # of one computation, or one directory that is sent
+MAX_LIST = 32 * MIB  # bytes of a list of files: so many, with long names
+LINKED = 1 * MIB  # bytes from which on a file is not copied to its place, but linked there
+RACY = 2.0  # seconds after a change in which another one may leave no trace in the time of the file
+How = Literal["linked", "copied", "moved"]  # what becomes of a content that is put in its place
+HASHERS = min(4, os.cpu_count() or 1)  # threads that take the digest of one file: more than a disk can read
 
 
 class Shipped(NamedTuple):
@@ -34,8 +40,29 @@ class Shipped(NamedTuple):
     executable: bool
 
     def to_plain(self) -> list[Any]:
-        """The file as plain values, for the header of a frame; `checked_files` reads a list of them."""
+        """The file as plain values; `checked_files` reads a list of them."""
         return [self.name, self.blob.digest, self.blob.size, self.executable]
+
+
+Contents = frozenset[tuple[str, str]]  # names and digests
+
+
+def units(files: Iterable[Shipped]) -> dict[str, Contents]:
+    """What stands for one thing, and cannot be mixed with another of its name: a file, a module, a whole package."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for file in files:
+        found.setdefault(file.name.partition("/")[0], set()).add((file.name, file.blob.digest))
+    return {name: frozenset(content) for name, content in found.items()}
+
+
+def packed_files(files: Iterable[Shipped]) -> bytes:
+    """A list of files as one part of a body."""
+    return messages.pack([file.to_plain() for file in files])
+
+
+def unpacked_files(part: Part) -> list[Shipped]:
+    """The list that `packed_files` made; ProtocolError for what is none, or has a name that leaves its directory."""
+    return checked_files(messages.unpack(part, MAX_LIST))
 
 
 def checked_files(values: Any) -> list[Shipped]:
@@ -65,31 +92,75 @@ def checked_name(name: str) -> str:
     return name
 
 
-def measure(path: Path, name: str) -> Shipped:
-    """The file at `path` as it will travel under `name`; ConfigError where it cannot be read, or cannot have that name."""
-    digest = new_digest()
+# ------------------------------------------------------------------ what a file holds
+
+
+class Source(NamedTuple):
+    """A file as it was when its digest was taken; `read_piece` sees whether it still is."""
+
+    path: Path
+    blob: Blob
+    changed: int  # nanoseconds, as the file system has it
+    inode: int
+
+    def read_piece(self, index: int) -> bytes:
+        """The bytes of that piece; ConfigError where the file has changed, or cannot be read any more."""
+        try:
+            with open(self.path, "rb") as file:
+                is_same = _signature(os.fstat(file.fileno())) == (self.blob.size, self.changed, self.inode)
+                data = os.pread(file.fileno(), self.blob.length(index), index * PIECE)
+        except OSError as error:
+            raise ConfigError(f"the file {self.path} cannot be read any more: {error.strerror}") from error
+        if not is_same or len(data) != self.blob.length(index):
+            raise ConfigError(f"the file {self.path} was changed while it was sent: send it again")
+        return data
+
+
+def _signature(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def measure(path: Path, name: str) -> tuple[Shipped, Source]:
+    """The file at `path` as it will travel under `name`, and where to read it.
+
+    Raises ConfigError where it cannot be read, is no ordinary file, or cannot have that name.
+    """
     try:
-        with open(path, "rb") as file:
-            while data := file.read(_READ):
-                digest.update(data)
-            return Shipped(checked_name(name), Blob(digest.hexdigest(), file.tell()), os.access(path, os.X_OK))
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise ConfigError(f"{path} is neither a file nor a directory: a device, a pipe or a socket cannot be sent")
+        blob = _blob(path, found)
+        return Shipped(checked_name(name), blob, os.access(path, os.X_OK)), Source(path, blob, *_signature(found)[1:])
     except OSError as error:
-        raise ConfigError(f"the file {path} cannot be read: {error.strerror}. Check the path in depends") from error
+        raise ConfigError(f"the file {path} cannot be read: {error.strerror}. Check the path") from error
     except ProtocolError as error:
         raise ConfigError(f"{error}. Rename {path}") from None
 
 
-def read_chunk(path: Path, chunk: Chunk) -> bytes:
-    """That part of the file; ConfigError where it has changed since it was measured, so that the part is not there."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(chunk.offset)
-            data = file.read(chunk.length)
-    except OSError as error:
-        raise ConfigError(f"the file {path} cannot be read any more: {error.strerror}") from error
-    if len(data) != chunk.length:
-        raise ConfigError(f"the file {path} became shorter while it was sent: call setup again")
-    return data
+def _blob(path: Path, found: os.stat_result) -> Blob:
+    """Its blob; of a large file that has not changed for a while the digest is taken once, however often it is sent."""
+    is_settled = time.time() - found.st_mtime > RACY
+    take = _kept_digest if found.st_size >= PIECE and is_settled else _digest
+    return take(path, *_signature(found))
+
+
+def _digest(path: Path, size: int, changed: int, inode: int) -> Blob:
+    def piece(index: int) -> bytes:
+        return piece_digest(os.pread(descriptor, min(PIECE, size - index * PIECE), index * PIECE))
+
+    indices = range(-(-size // PIECE))
+    with open(path, "rb") as file:
+        descriptor = file.fileno()
+        if len(indices) <= HASHERS:
+            return blob_of(size, [piece(index) for index in indices])
+        with ThreadPoolExecutor(HASHERS) as threads:
+            return blob_of(size, list(threads.map(piece, indices)))
+
+
+_kept_digest = functools.lru_cache(maxsize=1000)(_digest)
+
+
+# ------------------------------------------------------------------ directories, and what is placed there
 
 
 def private_directory(path: Path) -> Path:
@@ -106,121 +177,34 @@ def private_directory(path: Path) -> Path:
     return path
 
 
-class Store:
-    """The blobs in one directory, and those on their way there. `max_file_size` in bytes, 0: no limit."""
+def place(content: Path, shipped: Shipped, directory: Path, how: How = "linked") -> Path:
+    """Put that content under its name in `directory`, replacing what is there. TransferFailed where it cannot be written.
 
-    def __init__(self, directory: Path, max_file_size: int = 0) -> None:
-        self._directory = private_directory(directory)
-        self._limit = max_file_size
-        self._open: OrderedDict[str, Receiving] = OrderedDict()  # the latest used last
-
-    @property
-    def directory(self) -> Path:
-        """Where the blobs lie; another Store there, even of another process, has the same ones."""
-        return self._directory
-
-    def path(self, blob: Blob) -> Path:
-        """Where the blob lies, or will."""
-        return self._directory / blob.digest
-
-    def has(self, blob: Blob) -> bool:
-        """Whether the blob is here, whole."""
-        path = self.path(blob)
-        return path.is_file() and path.stat().st_size == blob.size
-
-    def missing(self, files: Iterable[Shipped]) -> list[str]:
-        """The names of the files whose blob is not here."""
-        return [file.name for file in files if not self.has(file.blob)]
-
-    def offer(self, blobs: Iterable[Blob]) -> list[list[Any]]:
-        """Which of these blobs are wanted, as [digest, from which byte]; TooLarge where one is past the limit."""
-        wanted = []
-        for blob in dict.fromkeys(blobs):
-            self._check_size(blob)
-            if blob.size == 0:
-                self.path(blob).touch(0o600)
-            elif not self.has(blob):
-                wanted.append([blob.digest, self._receiving(blob).received])
-        return wanted
-
-    def _check_size(self, blob: Blob) -> None:
-        if self._limit and blob.size > self._limit:
-            raise TooLarge(f"at most {self._limit} bytes of a file are taken here (--max_file_size)")
-
-    def take(self, blob: Blob, offset: int, data: Part) -> bool:
-        """Write one chunk; whether the blob is now whole. ProtocolError for bytes that do not fit, or lie about the digest."""
-        if self.has(blob):  # another sender was faster
-            return True
-        self._check_size(blob)
-        receiving = self._receiving(blob)
-        at = receiving.received
-        self._write(receiving, at, receiving.take(offset, data))
-        if not receiving.complete:
-            return False
-        if not receiving.verified:
-            self._drop(blob)
-            raise ProtocolError(f"file {blob.digest:.12} of {blob.size} bytes: what came has another digest")
-        os.replace(self._aside(blob), self.path(blob))
-        del self._open[blob.digest]
-        return True
-
-    def place(self, shipped: Shipped, directory: Path) -> Path:
-        """A copy of a blob under its name in `directory`, replacing what is there. SetupFailed where it cannot be written."""
-        target = directory.joinpath(*PurePosixPath(shipped.name).parts)
-        aside = target.with_name(f".{secrets.token_hex(8)}.part")
-        try:
-            _make_parents(directory, target)
-            shutil.copyfile(self.path(shipped.blob), aside)
+    A large file that is "linked" is the content itself under a second name, read-only: all who have it share the disk, and
+    none may spoil it. "moved" is for a content that nobody else needs.
+    """
+    target = directory.joinpath(*PurePosixPath(shipped.name).parts)
+    aside = target.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        _make_parents(directory, target)
+        may_link = how == "linked" and shipped.blob.size >= LINKED and not shipped.executable
+        if not (may_link and _linked(content, aside)):
+            (shutil.move if how == "moved" else shutil.copyfile)(content, aside)
             os.chmod(aside, 0o700 if shipped.executable else 0o600)
-            os.replace(aside, target)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            raise SetupFailed(f"{shipped.name} could not be written in {directory}: {error.strerror}") from error
-        return target
-
-    # -------------------------------------------------------------- under way
-
-    def _aside(self, blob: Blob) -> Path:
-        return self._directory / f"{blob.digest}.part"
-
-    def _receiving(self, blob: Blob) -> Receiving:
-        """How far this blob has come, in this transfer or one that broke before."""
-        receiving = self._open.get(blob.digest)
-        if receiving is None or receiving.blob != blob:
-            receiving = self._open[blob.digest] = self._resumed(blob)
-        self._open.move_to_end(blob.digest)
-        if len(self._open) > MAX_OPEN:
-            self._open.popitem(last=False)
-        return receiving
-
-    def _resumed(self, blob: Blob) -> Receiving:
-        aside, digest, received = self._aside(blob), new_digest(), 0
-        if aside.is_file() and not aside.is_symlink():
-            with open(aside, "rb") as file:
-                while data := file.read(_READ):
-                    digest.update(data)
-                received = file.tell()
-        if received < blob.size:
-            return Receiving(blob, received, digest)
-        aside.unlink(missing_ok=True)  # a whole one would have been renamed: these are other bytes
-        return Receiving(blob)
-
-    def _write(self, receiving: Receiving, at: int, data: memoryview) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-        try:
-            descriptor = os.open(self._aside(receiving.blob), flags, 0o600)
-            with open(descriptor, "wb") as file:
-                file.seek(at)
-                file.write(data)
-        except OSError as error:
-            self._drop(receiving.blob)
-            raise SetupFailed(f"a file could not be written in {self._directory}: {error.strerror}") from error
-
-    def _drop(self, blob: Blob) -> None:
-        del self._open[blob.digest]
+        os.replace(aside, target)
+    except OSError as error:
         with contextlib.suppress(OSError):
-            self._aside(blob).unlink()
+            aside.unlink()
+        raise TransferFailed(f"{shipped.name} could not be written in {directory}: {error.strerror}") from error
+    return target
+
+
+def _linked(content: Path, aside: Path) -> bool:
+    try:
+        os.link(content, aside)
+    except OSError:  # another file system, or one without links
+        return False
+    return True
 
 
 def remove_files(files: Iterable[Path], directory: Path) -> None:
@@ -229,7 +213,7 @@ def remove_files(files: Iterable[Path], directory: Path) -> None:
         for each in (path, *compiled(path)):
             with contextlib.suppress(OSError):  # gone already, which is fine
                 each.unlink()
-            _remove_empty(each.parent, directory)
+            remove_empty(each.parent, directory)
 
 
 def compiled(path: Path) -> Iterator[Path]:
@@ -238,7 +222,8 @@ def compiled(path: Path) -> Iterator[Path]:
         yield Path(importlib.util.cache_from_source(str(path)))
 
 
-def _remove_empty(below: Path, directory: Path) -> None:
+def remove_empty(below: Path, directory: Path) -> None:
+    """Remove that directory and those above it, up to `directory`, as long as they are empty."""
     while directory in below.parents:
         with contextlib.suppress(OSError):
             below.rmdir()

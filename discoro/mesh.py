@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import itertools
 import logging
 import os
@@ -19,11 +21,13 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from discoro import __version__, messages, payload
 from discoro.answers import Answers, Handler
 from discoro.coro import Coro, host_here, sender
+from discoro.directory import ClientDirectory
 from discoro.driving import check_coroutine
 from discoro.errors import DiscoroError, NoSuchCoro, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
 from discoro.exits import Exits
@@ -42,6 +46,8 @@ from discoro.presence import Peer, Presence
 from discoro.references import CoroRef, Handle, current_host
 from discoro.requests import Answer, Incoming, Requests
 from discoro.sending import Sending, lane_here
+from discoro.store import Store
+from discoro.transfers import Transfers, process_of
 from discoro.watchdog import debugging, watch
 
 log = logging.getLogger("discoro.mesh")
@@ -133,11 +139,32 @@ class Mesh:
         self._exits = Exits(self.me.birth, self, opens_errors=self._place.role != "node")
         self._answers = Answers(self, self._exits, self.handlers)
         self.sending = Sending(self, self._exits)
+        self.transfers = Transfers(self, self._make_store, self._place.fetcher)
+        self.handlers |= self.transfers.handlers
         is_worker = self._place.role == "worker"
         found = Finding(self, self.interfaces, options.mdns and not options.local and not is_worker, self.security.open)
         self._presence = Presence(self, self._peers, found)
         if not is_worker:
             await self._find(found)
+
+    @functools.cached_property
+    def _directory(self) -> ClientDirectory:
+        """Of a client; made when the first file comes."""
+        directory = ClientDirectory(self.options.dest_path)
+        self._resources.callback(directory.remove)
+        return directory
+
+    @property
+    def dest_path(self) -> Path:
+        """The directory for files that others send to this process: a worker's is its current directory."""
+        return self._place.files or self._directory.files
+
+    def keep_files(self, files: Path, blobs: Path) -> None:
+        """As a node, before it is entered: where files that are sent to it go, and where blobs lie."""
+        self._place = dataclasses.replace(self._place, files=files, blobs=blobs)
+
+    def _make_store(self) -> Store:
+        return Store(self._place.blobs or self._directory.blobs, self.options.max_file_size)
 
     def _greeting(self) -> Greeting:
         birth = secrets.randbits(63) + 1
@@ -267,6 +294,11 @@ class Mesh:
     async def inquire(self, address: str, timeout: float) -> Greeting:
         """Who listens at that address; see Peers.inquire."""
         return await self._peers.inquire(address, timeout)
+
+    def process(self, birth: int) -> CoroRef | None:
+        """A process that is linked with this one, as what requests are asked of."""
+        link = self._peers.get(birth)
+        return process_of(link.peer) if link is not None and link.peer is not None else None
 
     async def link_ended(self, birth: int) -> None:
         """Until the link with that process has ended; at once where there is none."""
@@ -406,6 +438,7 @@ class Mesh:
         self._exits.link_lost(link, error)
         self.sending.lost_messages += self.sending.holding.link_lost(link, error)
         self._names.peer_lost(link.birth)
+        self.transfers.peer_lost(link.birth)
         for coro in self.coros():
             if coro.service is not None:
                 coro.service.on_peer_lost(link.birth)

@@ -20,13 +20,14 @@ from discoro.adverts import Advert
 from discoro.coro import Coro
 from discoro.directory import NodeDirectory, keep
 from discoro.errors import ConfigError, DiscoroError, NotSetUp, ProtocolError, SetupFailed, Stuck, Timeout, WorkerLost
-from discoro.files import Shipped, Store, checked_files
+from discoro.files import Shipped, units
 from discoro.finding import BASE_PORT
 from discoro.mesh import Mesh
 from discoro.messages import PROTOCOL_VERSION, Greeting, Part
 from discoro.options import Place
 from discoro.requests import Incoming
-from discoro.server import Serving, bodies, serve, take_chunk, text_of, timeout_of
+from discoro.server import Serving, bodies, lacking, serve, text_of, timeout_of
+from discoro.transfers import process_of
 from discoro.workers import Held, Worker, Workers
 
 log = logging.getLogger("discoro.node")
@@ -69,10 +70,10 @@ class Opening:
 class Slot:
     """The backend of one slot's discoro_server: hands computations to workers. `number`: which of the node's slots."""
 
-    def __init__(self, mesh: Mesh, workers: Workers, store: Store, number: int) -> None:
+    def __init__(self, mesh: Mesh, workers: Workers, number: int) -> None:
         self._mesh = mesh
         self._workers = workers
-        self._store = store
+        self._store = mesh.transfers.store
         self._number = number
         self._placing = asyncio.Lock()  # one computation at a time gets its worker, so that a client's share one
         self._opening: dict[str, list[Opening]] = {}  # by computation, one after another
@@ -101,12 +102,9 @@ class Slot:
 
     # -------------------------------------------------------------- verbs
 
-    async def offer(self, incoming: Incoming) -> None:
-        files = checked_files(incoming.arguments.get("files"))
-        incoming.reply(self._store.offer(file.blob for file in files))
-
-    async def chunk(self, incoming: Incoming) -> None:
-        incoming.reply(take_chunk(self._store, incoming))
+    async def lacks(self, incoming: Incoming) -> None:
+        """Which of these packages a worker here could not import: it runs the same Python as the node."""
+        incoming.reply(lacking(incoming.arguments.get("names")))
 
     async def setup(self, incoming: Incoming) -> None:
         """Have the computation opened in a worker of this client here, or in a warm one; the worker's reference."""
@@ -116,9 +114,11 @@ class Slot:
         opening, openings = Opening(incoming.peer.birth, task), self._opening.setdefault(number, [])
         openings.append(opening)
         try:
+            files, _, _ = bodies(incoming)
+            await self._fetch(incoming, number, files)
             if len(openings) > 1:  # perhaps given up: nothing of it shall meet this one
                 await asyncio.wait([openings[-2].task])
-            await self._open(incoming, number)
+            await self._open(incoming, number, files)
         except asyncio.CancelledError:
             await self._abandon(opening.abandoned or (), number)
             raise
@@ -126,6 +126,23 @@ class Slot:
             openings.remove(opening)
             if not openings:
                 del self._opening[number]
+            self._let_go(number)
+
+    async def extend(self, incoming: Incoming) -> None:
+        """Have further files put to an open computation, as its arguments need them."""
+        number, (files, _, _) = text_of(incoming.arguments, "id"), bodies(incoming)
+        worker = self._find(incoming)[0]
+        await self._fetch(incoming, number, files)
+        if worker.conflicts(files):
+            name = worker.computations[number].name
+            raise SetupFailed(f"{name}: a module of its arguments is another one there, or was edited: call setup again")
+        await self._mesh.request(worker.server, "extend", {"id": number, "files": 1}, incoming.body)
+        worker.computations[number].units |= units(files)
+        incoming.reply(0)
+
+    async def retire(self, incoming: Incoming) -> None:
+        """What a node asks its workers, and nobody asks a node."""
+        raise ProtocolError("retire is asked of workers only")
 
     async def run(self, incoming: Incoming) -> None:
         """Runs go straight to the worker, which then tells the one who asked how they end; through a node it could not."""
@@ -142,7 +159,7 @@ class Slot:
             self._give_up(self._opening[number], number)
             incoming.reply(0)
             return
-        timeout, (_, func) = timeout_of(incoming.arguments), bodies(incoming)
+        timeout, (_, _, func) = timeout_of(incoming.arguments), bodies(incoming)
         closing = [self._close_in(worker, number, timeout, func) for worker in self._find(incoming)]
         for failed in await asyncio.gather(*closing, return_exceptions=True):  # every one is closed, whatever one says
             if failed is not None:
@@ -151,29 +168,38 @@ class Slot:
 
     # -------------------------------------------------------------- opening
 
-    async def _open(self, incoming: Incoming, number: str) -> None:
-        files = checked_files(incoming.arguments.get("files"))
+    async def _fetch(self, incoming: Incoming, number: str, files: Sequence[Shipped]) -> None:
+        """Bring here what the files hold; it stays for as long as the computation is open."""
+        self._store.hold(number, [file.blob for file in files])
+        await self._mesh.transfers.get_all(files, process_of(incoming.peer), incoming.arguments.get("progress"))
+
+    def _let_go(self, number: str) -> None:
+        """The files of a computation are no longer needed here, unless it is open, or about to be."""
+        if number not in self._opening and not self._holding(number):
+            self._store.release(number)
+
+    async def _open(self, incoming: Incoming, number: str, files: Sequence[Shipped]) -> None:
         name, cleanup = text_of(incoming.arguments, "name"), bool(incoming.arguments.get("cleanup", True))
-        missing = self._store.missing(files)
-        if missing:
-            raise SetupFailed(f"{missing[0]} (of {len(missing)} files) of {name} has not arrived: call setup again")
         async with self._placing:
             worker = await self._worker_for(incoming.peer, number, files)
             before = worker.computations.get(number)
-            digests = {file.name: file.blob.digest for file in files}
-            worker.computations[number] = Held(name, digests, cleanup, opening=before is None)
+            worker.computations[number] = Held(name, units(files), cleanup, opening=before is None)
         try:
-            answer = await self._mesh.request(worker.server, "setup", incoming.arguments, incoming.body)
+            arguments = {key: value for key, value in incoming.arguments.items() if key != "progress"}  # it is told from here
+            answer = await self._mesh.request(worker.server, "setup", arguments, incoming.body)
         except DiscoroError:
             await self._undo(worker, number, before)
             raise
         self._opened(worker, number)
         incoming.reply(answer.value)
 
-    async def _worker_for(self, client: Greeting, number: str, files: list[Shipped]) -> Worker:
-        """The worker for a computation: one that serves the client already, first the one that has it, or a warm one."""
+    async def _worker_for(self, client: Greeting, number: str, files: Sequence[Shipped]) -> Worker:
+        """The worker for a computation: one that serves the client already, first the one that has it, or a warm one.
+
+        One that has it with other contents is not taken: what was edited must never meet what was imported before.
+        """
         here = self._here()
-        fit = [worker for worker in here if worker.takes(client) and not worker.conflicts(number, files)]
+        fit = [worker for worker in here if worker.takes(client) and not worker.conflicts(files)]
         if fit:
             return min(fit, key=lambda worker: number not in worker.computations)
         if len(here) >= WORKERS_PER_SLOT:
@@ -185,12 +211,31 @@ class Slot:
     def _opened(self, worker: Worker, number: str) -> None:
         """It runs there from now on: what was opened of it elsewhere only waits to be closed."""
         for other in self._holding(number):
-            other.computations[number].replaced = other is not worker
+            is_old = other is not worker
+            if is_old and not other.computations[number].replaced:
+                self._mesh.spawn(self._retire(other, number))
+            other.computations[number].replaced = is_old
         held = worker.computations[number]
         held.opening = False
         if not held.cleanup:
             keep(worker.directory)
         self._gone.pop(number, None)
+
+    async def _retire(self, worker: Worker, number: str) -> None:
+        """What was replaced is closed once its last coroutine has ended, so that old ones do not fill the slot."""
+        try:
+            await self._mesh.request(worker.server, "retire", {"id": number})
+        except DiscoroError as error:
+            log.info("! retiring what was replaced: %s", error)
+            return
+        self._left(worker, number)
+
+    def _left(self, worker: Worker, number: str) -> None:
+        """A computation is closed in that worker, which ends with its last one."""
+        held = worker.computations.pop(number, None)
+        if held is not None and not worker.computations:
+            self._mesh.spawn(self._workers.end(worker, f"the last computation of its client, {held.name}, was closed"))
+        self._let_go(number)
 
     async def _undo(self, worker: Worker, number: str, before: Held | None) -> None:
         """A setup failed: all is as before, and a worker that was adopted for it alone ends."""
@@ -231,13 +276,14 @@ class Slot:
             await self._mesh.request(worker.server, "close", arguments, body, timeout=timeout + CLOSE_LATER)
         except Timeout:
             raise await self._kill_busy(worker, held, timeout) from None
+        except NotSetUp:
+            if not held.replaced:  # else its last coroutine has ended meanwhile, and it is closed
+                raise
         except Stuck as error:
             await self._workers.kill(worker, f"{error}; it was killed with all it ran")
             raise Stuck(f"{error}. The worker was killed") from None
         finally:
-            worker.computations.pop(number, None)
-            if not worker.computations:
-                self._mesh.spawn(self._workers.end(worker, f"the last computation of its client, {held.name}, was closed"))
+            self._left(worker, number)
 
     async def _kill_busy(self, worker: Worker, held: Held, timeout: float) -> Stuck:
         stands = await self._workers.where_it_stands(worker)
@@ -263,6 +309,7 @@ class Slot:
         for number, held in worker.computations.items():
             if not held.replaced and not held.opening:
                 self._gone[number] = how
+            self._let_go(number)
         while len(self._gone) > GONE_KEPT:
             self._gone.popitem(last=False)
         self._weigh()
@@ -293,7 +340,7 @@ class Node:
         self.options = options
         port = options.port
         here = Place(role="node", ports=range(port, port + 1) if port else None, security=mesh_options.pop("security", None))
-        self.mesh = Mesh.placed(here, **mesh_options)
+        self.mesh = Mesh.placed(here, max_file_size=options.max_file_size, **mesh_options)
         self.slots: list[Slot] = []
         self._resources = AsyncExitStack()
 
@@ -301,11 +348,11 @@ class Node:
         async with AsyncExitStack() as resources:  # a start that fails leaves nothing
             directory = NodeDirectory(self.options.dest_path)
             resources.callback(directory.remove)
-            store = Store(directory.blobs, self.options.max_file_size)
+            self.mesh.keep_files(self.options.dest_path.absolute(), directory.blobs)
             await resources.enter_async_context(self.mesh)
             workers = Workers(self.mesh, directory, self._worker_ports(), self.options.slots)
             resources.push_async_callback(workers.stop)
-            self.slots = [Slot(self.mesh, workers, store, number) for number in range(self.options.slots)]
+            self.slots = [Slot(self.mesh, workers, number) for number in range(self.options.slots)]
             workers.on_ended = self._worker_ended
             self.mesh.on_peer_lost.append(self._peer_lost)
             workers.refill()

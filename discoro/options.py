@@ -9,6 +9,7 @@ from typing import Any
 
 from discoro.errors import ConfigError
 from discoro.peers import Peers
+from discoro.references import CoroRef
 from discoro.security import Security
 from discoro.transport import Transport
 
@@ -29,8 +30,10 @@ class MeshOptions:
     by mDNS. `ip_addr`: addresses or host names to listen on; `ext_ip_addr`: where others reach us behind a NAT. `local`: use a
     node of this machine only, started for the life of this mesh with `local_options`. `key_file`, `secret`, `certfile` with
     `keyfile`, `open`: the cluster key, see Trust. `discover_timeout`: until NoNodes; `connect_timeout`: until a process never
-    met is Unreachable; `peer_timeout`: until one out of reach is lost. `debug`: name what blocks the event loop, and switch on
-    asyncio's own debug mode (DISCORO_DEBUG=1 and PYTHONASYNCIODEBUG=1 mean the same).
+    met is Unreachable; `peer_timeout`: until one out of reach is lost. `dest_path`: the directory for files that others send
+    to this process (default: a new one for temporary files); `max_file_size`: bytes of the largest file taken, 0: any.
+    `debug`: name what blocks the event loop, and switch on asyncio's own debug mode (DISCORO_DEBUG=1 and PYTHONASYNCIODEBUG=1
+    mean the same).
     """
 
     name: str | None = None
@@ -49,6 +52,8 @@ class MeshOptions:
     discover_timeout: float = 5.0
     connect_timeout: float = 5.0
     peer_timeout: float = 15.0
+    dest_path: str | Path | None = None
+    max_file_size: int = 0
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -59,6 +64,8 @@ class MeshOptions:
             seconds = getattr(self, what)
             if not isinstance(seconds, int | float) or not seconds > 0:
                 raise ConfigError(f"{what}={seconds!r:.80} cannot be used: it is a number of seconds above 0")
+        if type(self.max_file_size) is not int or self.max_file_size < 0:
+            raise ConfigError(f"max_file_size={self.max_file_size!r:.80} cannot be used: it is a number of bytes, or 0")
         for what, value in (("name", self.name), ("cluster", self.cluster)):
             if value is not None and not (isinstance(value, str) and _is_label(value)):
                 raise ConfigError(f"{what}={value!r:.80} cannot be used: 1 to {LABEL_BYTES} bytes, no / and no quotes")
@@ -78,4 +85,7 @@ class Place:
     node: str | None = None  # a worker carries its node's id
     ports: range | None = None  # None: any free port
     security: Security | None = None  # None: from the options
+    files: Path | None = None  # where files that are sent here go; None: from the options
+    blobs: Path | None = None  # where blobs lie; None: beside the files
+    fetcher: CoroRef | None = None  # for a worker: its node, which fetches blobs for it
     transport: Callable[[Security, Peers], Any] = Transport  # what carries frames: a simulation puts its own here

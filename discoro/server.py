@@ -1,6 +1,6 @@
 """discoro_server: the coroutine that takes computations, and the worker's side of it.
 
-`discoro_server` answers requests (`Serving`): offer, chunk, setup, run, ping, close. What they do is a `Backend`'s: in a
+`discoro_server` answers requests (`Serving`): lacks, setup, extend, run, ping, close. What they do is a `Backend`'s: in a
 worker, or in any process of a user's own, `Computations` opens them in this process; in a node, each slot has a backend of its
 own (node.py) that hands them to workers. Only `Computations` unpacks code.
 """
@@ -9,40 +9,50 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
+import importlib.util
 import logging
 import os
 import sys
 import tempfile
 import traceback
 import types
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from discoro import payload
-from discoro.blobs import checked_blob
 from discoro.coro import Coro, current_coro
-from discoro.errors import CloseFailed, DiscoroError, NotSetUp, ProtocolError, SetupFailed, Stuck
-from discoro.files import Shipped, Store, checked_files, compiled, remove_files
+from discoro.depends import importable
+from discoro.errors import (
+    CloseFailed,
+    ConfigError,
+    DiscoroError,
+    NotSetUp,
+    ProtocolError,
+    SetupFailed,
+    Stuck,
+)
+from discoro.files import Shipped, compiled, measure, place, remove_files, units, unpacked_files
 from discoro.mesh import Mesh, current_mesh
 from discoro.messages import MAX_NAME, Greeting, Part
 from discoro.outcomes import CLOSED
 from discoro.requests import Incoming, Service, answering
+from discoro.transfers import process_of
 
 log = logging.getLogger("discoro.server")
 
-VERBS = frozenset({"offer", "chunk", "setup", "run", "ping", "close"})
+VERBS = frozenset({"lacks", "setup", "extend", "retire", "run", "ping", "close"})
 MAX_CLOSE_TIMEOUT = 86_400.0  # seconds; a day is beyond any coroutine that still means to end
 
 
 class Backend(Protocol):
     """What answers the requests of one discoro_server; each method answers, or raises what the asker is to get."""
 
-    async def offer(self, incoming: Incoming) -> None: ...
-    async def chunk(self, incoming: Incoming) -> None: ...
+    async def lacks(self, incoming: Incoming) -> None: ...
     async def setup(self, incoming: Incoming) -> None: ...
+    async def extend(self, incoming: Incoming) -> None: ...
+    async def retire(self, incoming: Incoming) -> None: ...
     async def run(self, incoming: Incoming) -> None: ...
     async def ping(self, incoming: Incoming) -> None: ...
     async def close(self, incoming: Incoming) -> None: ...
@@ -60,7 +70,7 @@ def discoro_server(name: str = "discoro_server") -> Generator[Any, Any, None]:
     with tempfile.TemporaryDirectory(prefix="discoro-server-", ignore_cleanup_errors=True) as directory:
         files = Path(directory).resolve() / "files"
         files.mkdir(mode=0o700)
-        backend = Computations(mesh, files, Store(files.with_name("blobs")))
+        backend = Computations(mesh, files)
         sys.path.append(str(files))
         try:
             yield from serve(Serving(backend, f"{name} ({current_coro()})"), mesh.register(current_coro(), name))
@@ -120,7 +130,8 @@ class Opened:
     cleanup: bool
     namespaces: list[payload.Namespace]  # the current one first: those of earlier setups have coroutines that go on
     function: Callable[..., Any] = field(init=False, repr=False)  # once its code is built
-    files: dict[Path, str] = field(default_factory=dict)  # and the digest of each
+    files: dict[Path, Shipped] = field(default_factory=dict)
+    left: dict[Path, Shipped] = field(default_factory=dict)  # of earlier setups, whose coroutines may go on
     closing: bool = False
 
     @property
@@ -131,14 +142,13 @@ class Opened:
 class Computations:
     """The backend that opens computations in this process: their code, files and coroutines.
 
-    `directory` is where their files lie under their names, `store` where the blobs are. Where a file name would stand for two
-    contents, setup is refused: a node, which has several workers, takes another one before it comes to that.
+    `directory` is where their files lie under their names. Where a name would stand for two contents, setup is refused: a node,
+    which has several workers, takes another one before it comes to that.
     """
 
-    def __init__(self, mesh: Mesh, directory: Path, store: Store) -> None:
+    def __init__(self, mesh: Mesh, directory: Path) -> None:
         self._mesh = mesh
         self._directory = directory
-        self._store = store
         self._opened: dict[str, Opened] = {}
         mesh.on_peer_lost.append(self._client_lost)
 
@@ -147,34 +157,50 @@ class Computations:
 
     # -------------------------------------------------------------- verbs
 
-    async def offer(self, incoming: Incoming) -> None:
-        """Which of these files are wanted, and from which byte on."""
-        files = checked_files(incoming.arguments.get("files"))
-        incoming.reply(self._store.offer(file.blob for file in files))
-
-    async def chunk(self, incoming: Incoming) -> None:
-        """One chunk of a file."""
-        incoming.reply(take_chunk(self._store, incoming))
+    async def lacks(self, incoming: Incoming) -> None:
+        """Which of these packages are not installed here."""
+        incoming.reply(lacking(incoming.arguments.get("names")))
 
     async def setup(self, incoming: Incoming) -> None:
         """Open a computation, or open it anew: place its files, build its code, run `func`."""
-        number, files = text_of(incoming.arguments, "id"), checked_files(incoming.arguments.get("files"))
+        number, (files, code, func) = text_of(incoming.arguments, "id"), bodies(incoming)
+        with self._fetched(incoming, files) as fetching:
+            await fetching
+            self._open(incoming, number, files, code, func)
+        incoming.reply({"worker": self._mesh.ref_of(incoming.coro).to_plain()})
+
+    def _open(
+        self, incoming: Incoming, number: str, files: Sequence[Shipped], code: Sequence[Part], func: Sequence[Part]
+    ) -> None:
         before = self._opened.get(number)
         self._check(number, files)
-        opened = self._new(incoming, number)
+        opened = self._new(incoming, number, files)
         try:
             self._place(files, opened, before)
-            code, func = bodies(incoming)
+            self._check_modules(files)
             opened.function = _built(code, opened.namespace)
             _call(func, opened.namespace, SetupFailed, "setup")
         except DiscoroError:
             self._remove(opened)
+            if before is not None:
+                self._place(list(before.files.values()), before, opened)
             raise
         if before is not None:  # its coroutines go on; they are closed with the new one
+            opened.left = {path: file for path, file in {**before.left, **before.files}.items() if path not in opened.files}
             used = {coro.namespace for coro in self._coros(before)}
             opened.namespaces += [each for each in before.namespaces if each in used]
         self._opened[number] = opened
-        incoming.reply({"worker": self._mesh.ref_of(incoming.coro).to_plain()})
+
+    async def extend(self, incoming: Incoming) -> None:
+        """Put further files to an open computation."""
+        files, _, _ = bodies(incoming)
+        with self._fetched(incoming, files) as fetching:
+            await fetching
+            opened = self._find(incoming)
+            self._check(opened.id, files)
+            self._place(files, opened, opened)
+            opened.namespace.files |= importable(file.name for file in files)
+        incoming.reply(0)
 
     async def run(self, incoming: Incoming) -> None:
         """Start a coroutine of the computation; its reference."""
@@ -192,9 +218,18 @@ class Computations:
         self._find(incoming)
         incoming.reply(0)
 
+    async def retire(self, incoming: Incoming) -> None:
+        """As a worker, for its node: close a computation that was set up anew elsewhere, once its last coroutine has ended."""
+        opened = self._find(incoming)
+        while running := self._coros(opened):
+            await running[0].stopped()
+        if not opened.closing:
+            self._forget(opened)
+        incoming.reply(0)
+
     async def close(self, incoming: Incoming) -> None:
         """No new runs; running coroutines end; then `func`; then globals and files."""
-        timeout, (_, func) = timeout_of(incoming.arguments), bodies(incoming)
+        timeout, (_, _, func) = timeout_of(incoming.arguments), bodies(incoming)
         opened = self._find(incoming)
         opened.closing = True
         try:
@@ -206,30 +241,55 @@ class Computations:
 
     # -------------------------------------------------------------- setup
 
-    def _check(self, number: str, files: Sequence[Shipped]) -> None:
-        """SetupFailed where a file has not arrived, or has the name of another computation's file with another content."""
-        missing = self._store.missing(files)
-        if missing:
-            raise SetupFailed(f"{missing[0]} (of {len(missing)} files) has not arrived: call setup again")
-        contents = {path: digest for each in self._opened.values() if each.id != number for path, digest in each.files.items()}
-        for file in files:
-            if contents.get(self._directory / file.name, file.blob.digest) != file.blob.digest:
-                raise SetupFailed(
-                    f"{file.name} is another computation's here, with another content: close that one, or use a node"
-                )
+    @contextlib.contextmanager
+    def _fetched(self, incoming: Incoming, files: Sequence[Shipped]) -> Iterator[Awaitable[None]]:
+        """What is to be awaited first: then the contents of the files are here, to be placed in this block."""
+        transfers, holder = self._mesh.transfers, object()
+        transfers.store.hold(holder, [file.blob for file in files])
+        try:
+            yield transfers.get_all(files, process_of(incoming.peer), incoming.arguments.get("progress"))
+        finally:
+            transfers.store.release(holder)
 
-    @staticmethod
-    def _new(incoming: Incoming, number: str) -> Opened:
+    def _check(self, number: str, files: Sequence[Shipped]) -> None:
+        """SetupFailed where a name stands for another content in another computation."""
+        mine = units(files)
+        for other in self._opened.values():
+            theirs = units(other.files.values()) if other.id != number else {}
+            for name in mine.keys() & theirs.keys():
+                if mine[name] != theirs[name]:
+                    raise SetupFailed(
+                        f"{name} is another computation's here, with another content: close {other.name}, or use a node"
+                    )
+
+    def _check_modules(self, files: Sequence[Shipped]) -> None:
+        """SetupFailed where a module that came is hidden by another one that is loaded here already."""
+        for file in files:
+            name = file.name.removesuffix("/__init__.py").removesuffix(".py")
+            loaded = sys.modules.get(name) if file.name.endswith(".py") and "/" not in name else None
+            where = getattr(loaded, "__file__", None)
+            if where is None or Path(where).is_relative_to(self._directory):
+                continue
+            try:
+                is_same = measure(Path(where), file.name)[0].blob == file.blob
+            except ConfigError:
+                is_same = False
+            if not is_same:
+                raise SetupFailed(f"the module {name} is another one here, {where}, and loaded already: rename yours")
+
+    def _new(self, incoming: Incoming, number: str, files: Sequence[Shipped]) -> Opened:
         name, cleanup = text_of(incoming.arguments, "name"), bool(incoming.arguments.get("cleanup", True))
-        return Opened(number, name, incoming.peer, cleanup, [payload.Namespace(f"{name} of {incoming.peer.name}")])
+        modules = importable(file.name for file in files)
+        namespace = payload.Namespace(f"{name} of {incoming.peer.name}", self._directory, modules)
+        return Opened(number, name, incoming.peer, cleanup, [namespace])
 
     def _place(self, files: Sequence[Shipped], opened: Opened, before: Opened | None) -> None:
         had = before.files if before else {}
+        store = self._mesh.transfers.store
         for file in files:
-            path = self._store.place(file, self._directory)
-            opened.files[path] = file.blob.digest
-            if had.get(path, file.blob.digest) != file.blob.digest:
-                unload([path])
+            opened.files[place(store.path(file.blob), file, self._directory)] = file
+        if any(had.get(path, file).blob != file.blob for path, file in opened.files.items()):
+            unload(had)  # all of them: a module that is the same may have imported one that is not
         importlib.invalidate_caches()
 
     def _find(self, incoming: Incoming) -> Opened:
@@ -285,7 +345,7 @@ class Computations:
     def _remove(self, opened: Opened) -> None:
         """Remove its files, and the modules imported from them, but for those that another computation here has as well."""
         used = {path for each in self._opened.values() for path in each.files}
-        free = [path for path in opened.files if path not in used]
+        free = [path for path in {**opened.left, **opened.files} if path not in used]
         unload(free)
         if opened.cleanup:
             remove_files(free, self._directory)
@@ -298,6 +358,20 @@ def _built(code: Sequence[Part], namespace: payload.Namespace) -> Callable[..., 
         raise ProtocolError("setup without a function")
     function: Callable[..., Any] = functions[0]
     return function
+
+
+def lacking(names: Any) -> list[str]:
+    """Those of these top-level names that cannot be imported in this process; ProtocolError for what is no list of names."""
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise ProtocolError("lacks without names of packages")
+    return [name for name in names if not _can_import(name)]
+
+
+def _can_import(name: str) -> bool:
+    try:
+        return name in sys.modules or importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # what is there cannot be imported, or was hidden on purpose
+        return False
 
 
 def _call(body: Sequence[Part], namespace: payload.Namespace, failed: type[DiscoroError], when: str) -> None:
@@ -330,21 +404,13 @@ def unload(files: Iterable[Path]) -> None:
 # ------------------------------------------------------------------ what requests carry, for every backend
 
 
-def take_chunk(store: Store, incoming: Incoming) -> bool:
-    """One chunk of a file, as the verb chunk brings it: whether the file is whole now."""
-    arguments = incoming.arguments
-    offset = arguments.get("offset")
-    if type(offset) is not int or len(incoming.body) != 1:
-        raise ProtocolError("a chunk without offset and bytes")
-    return store.take(checked_blob(arguments.get("digest"), arguments.get("size")), offset, incoming.body[0])
-
-
-def bodies(incoming: Incoming) -> tuple[Sequence[Part], Sequence[Part]]:
-    """The two bodies of setup and close: code and func, told apart by the number of parts of the first."""
-    count = incoming.arguments.get("code", 0)
-    if type(count) is not int or not 0 <= count <= len(incoming.body):
+def bodies(incoming: Incoming) -> tuple[list[Shipped], Sequence[Part], Sequence[Part]]:
+    """The three bodies of setup and close, told apart by their numbers of parts: files (none, or a list), code, and func."""
+    listed, count = incoming.arguments.get("files", 0), incoming.arguments.get("code", 0)
+    if listed not in (0, 1) or type(count) is not int or count < 0 or listed + count > len(incoming.body):
         raise ProtocolError("a body that is not divided as it says")
-    return incoming.body[:count], incoming.body[count:]
+    files = unpacked_files(incoming.body[0]) if listed else []
+    return files, incoming.body[listed : listed + count], incoming.body[listed + count :]
 
 
 def text_of(arguments: dict[str, Any], key: str) -> str:

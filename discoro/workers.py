@@ -23,7 +23,7 @@ from typing import Any
 
 from discoro.directory import NodeDirectory, remove_unless_kept
 from discoro.errors import ProtocolError, SetupFailed
-from discoro.files import Shipped
+from discoro.files import Contents, Shipped, units
 from discoro.mesh import Mesh
 from discoro.messages import Greeting
 from discoro.process import Child
@@ -50,7 +50,7 @@ class Held:
     """One computation in one worker."""
 
     name: str
-    files: dict[str, str]  # name -> digest
+    units: dict[str, Contents]  # by the first part of their names
     cleanup: bool
     opening: bool  # its first setup there is under way
     replaced: bool = False  # set up again in another worker: it only waits to be closed
@@ -92,10 +92,11 @@ class Worker:
         """Whether it is this client's, and takes further computations."""
         return self.belongs_to(client) and not self.ending and not self.in_doubt
 
-    def conflicts(self, number: str, files: Iterable[Shipped]) -> bool:
-        """Whether a file name stands for another content here already, in another computation than `number`."""
-        others = [held.files for each, held in self.computations.items() if each != number]
-        return any(other.get(file.name, file.blob.digest) != file.blob.digest for other in others for file in files)
+    def conflicts(self, files: Iterable[Shipped]) -> bool:
+        """Whether a file, module or package stands for another content here already."""
+        mine = units(files)
+        there = [held.units for held in self.computations.values()]
+        return any(other.get(name, content) != content for other in there for name, content in mine.items())
 
 
 class Output:
@@ -286,6 +287,7 @@ class Workers:
             "debug": mesh.debug,
             "ports": [self._ports.start, self._ports.stop] if self._ports else None,
             "blobs": str(self._directory.blobs),
+            "max_file_size": mesh.options.max_file_size,
             "token": token,
         }
 

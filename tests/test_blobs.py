@@ -1,4 +1,4 @@
-"""blobs.py: bytes that lie first, then both halves of a transfer, against each other."""
+"""blobs.py: bytes that lie first, then how far a blob has come, in whatever order its pieces come."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discoro.blobs import CHUNK, EMPTY, WINDOW, Blob, Receiving, Sending, checked_blob, new_digest
+from discoro.blobs import EMPTY, PIECE, WINDOW, Blob, Receiving, blob_of, checked_blob, piece_digest
 from discoro.errors import ProtocolError
 
 
-def blob_of(data: bytes) -> Blob:
-    digest = new_digest()
-    digest.update(data)
-    return Blob(digest.hexdigest(), len(data))
+def blob_with(data: bytes) -> Blob:
+    return blob_of(len(data), [piece_digest(data[at : at + PIECE]) for at in range(0, len(data), PIECE)])
 
 
-HELLO = blob_of(b"hello")
+HELLO = blob_with(b"hello")
 
 
 @pytest.mark.parametrize(
@@ -51,119 +49,90 @@ def test_only_the_digest_of_no_bytes_has_no_bytes() -> None:
         checked_blob(HELLO.digest, 0)
     with pytest.raises(ProtocolError, match="no bytes have one digest"):
         checked_blob(EMPTY.digest, 5)
-    assert checked_blob(*EMPTY) == blob_of(b"")
+    assert checked_blob(*EMPTY) == blob_with(b"")
 
 
 def test_a_blob_is_named_by_its_bytes() -> None:
     assert checked_blob(*HELLO) == HELLO
-    assert blob_of(b"hellp").digest != HELLO.digest
+    assert blob_with(b"hellp").digest != HELLO.digest
 
 
-# ------------------------------------------------------------------ sending
+def test_the_digests_of_pieces_are_no_blob_themselves() -> None:
+    data = bytes(2 * PIECE)
+    listed = b"".join(piece_digest(data[:PIECE]) for _ in range(2))
+    assert blob_with(listed).digest != blob_with(data).digest
 
 
-@pytest.mark.parametrize("offset", [-1, 6])
-def test_sending_from_outside_of_the_blob_is_refused(offset: int) -> None:
-    with pytest.raises(ProtocolError, match=f"of 5 bytes is wanted from byte {offset}"):
-        Sending(HELLO, offset)
-
-
-def test_no_bytes_and_all_bytes_are_sent_at_once() -> None:
-    for sending in (Sending(EMPTY, 0), Sending(HELLO, 5)):
-        assert sending.done
-        assert sending.next_chunk() is None
-
-
-def test_a_window_of_chunks_is_on_the_way_and_no_more() -> None:
-    sending = Sending(Blob("a" * 64, 100 * CHUNK), 0)
-    assert [sending.next_chunk() is None for _ in range(WINDOW + 1)] == [False] * WINDOW + [True]
-    sending.acknowledged()
-    chunk = sending.next_chunk()
-    assert chunk is not None
-    assert chunk.offset == WINDOW * CHUNK
-    assert sending.next_chunk() is None
-
-
-def test_a_blob_is_done_when_its_last_chunk_is_acknowledged_not_when_it_is_sent() -> None:
-    sending = Sending(HELLO, 2)
-    assert sending.next_chunk() == (2, 3)
-    assert not sending.done
-    sending.acknowledged()
-    assert sending.done
-
-
-def test_the_last_chunk_has_what_is_left() -> None:
-    sending = Sending(Blob("a" * 64, CHUNK + 1), 0)
-    assert [sending.next_chunk() for _ in range(3)] == [(0, CHUNK), (CHUNK, 1), None]
+@pytest.mark.parametrize(("size", "lengths"), [(0, []), (1, [1]), (PIECE, [PIECE]), (PIECE + 1, [PIECE, 1])])
+def test_only_the_last_piece_is_shorter(size: int, lengths: list[int]) -> None:
+    blob = Blob("a" * 64, size)
+    assert [blob.length(index) for index in range(blob.pieces)] == lengths
 
 
 # ------------------------------------------------------------------ receiving
 
 
-@pytest.mark.parametrize(("offset", "data"), [(1, b"e"), (-1, b"h"), (0, b""), (0, b"hello!"), (5, b""), (6, b"x")])
-def test_a_chunk_that_leaves_a_gap_or_passes_the_end_is_refused(offset: int, data: bytes) -> None:
-    receiving = Receiving(HELLO)
-    with pytest.raises(ProtocolError, match=f"of 5 bytes: got bytes {offset} to {offset + len(data)} after 0"):
-        receiving.take(offset, data)
-    assert receiving.received == 0
-    receiving.take(0, b"hello")
-    assert receiving.verified, "a refused chunk counted"
+def test_no_bytes_are_here_at_once() -> None:
+    receiving = Receiving(EMPTY)
+    assert receiving.next_piece() is None
+    assert receiving.verified
+
+
+def test_a_window_of_pieces_is_on_the_way_and_no_more() -> None:
+    receiving = Receiving(Blob("a" * 64, 100 * PIECE))
+    assert [receiving.next_piece() for _ in range(WINDOW + 1)] == [*range(WINDOW), None]
+    receiving.came(3, b"digest")
+    assert [receiving.next_piece() for _ in range(2)] == [WINDOW, None]
+
+
+def test_a_piece_that_did_not_come_is_asked_for_next() -> None:
+    receiving = Receiving(Blob("a" * 64, 100 * PIECE))
+    for _ in range(WINDOW):
+        receiving.next_piece()
+    receiving.came(0, b"digest")
+    receiving.failed(2)
+    receiving.failed(1)
+    assert [receiving.next_piece() for _ in range(3)] == [1, 2, WINDOW]
+
+
+@pytest.mark.parametrize(("index", "data"), [(0, b""), (0, b"x"), (1, b""), (1, b"xx"), (1, bytes(PIECE))])
+def test_a_piece_of_another_length_is_refused(index: int, data: bytes) -> None:
+    receiving = Receiving(Blob("a" * 64, PIECE + 1))
+    with pytest.raises(ProtocolError, match=f"{len(data)} bytes came for piece {index}"):
+        receiving.check(index, data)
 
 
 def test_bytes_that_have_another_digest_are_never_verified() -> None:
     receiving = Receiving(HELLO)
-    receiving.take(0, b"hellp")
+    receiving.next_piece()
+    receiving.came(0, piece_digest(b"hellp"))
     assert receiving.complete
     assert not receiving.verified
 
 
 def test_what_is_not_complete_is_not_verified() -> None:
-    receiving = Receiving(HELLO)
-    assert not receiving.verified
-    receiving.take(0, b"hell")
+    receiving = Receiving(blob_with(bytes(PIECE + 1)))
+    receiving.came(0, piece_digest(bytes(PIECE)))
     assert not receiving.complete
     assert not receiving.verified
+    assert receiving.received == PIECE
 
 
-def test_bytes_that_came_before_are_not_taken_again() -> None:
-    receiving = Receiving(HELLO)
-    assert receiving.take(0, b"hel").tobytes() == b"hel"
-    assert receiving.take(0, b"hel").tobytes() == b""
-    assert receiving.take(1, b"e").tobytes() == b""
-    assert receiving.take(1, b"ello").tobytes() == b"lo"
+@given(pieces=st.integers(1, 30), seed=st.integers(0, 999))
+def test_pieces_may_come_in_any_order_and_fail_at_any_time(pieces: int, seed: int) -> None:
+    chance, digests = random.Random(seed), [bytes([index]) for index in range(pieces)]
+    receiving = Receiving(blob_of((pieces - 1) * PIECE + 1, digests))
+    asked: list[int] = []
+    while not receiving.complete:
+        while chance.random() < 0.7 and (index := receiving.next_piece()) is not None:
+            assert index not in asked, "asked for twice at a time"
+            asked.append(index)
+        assert len(asked) <= WINDOW
+        if asked:
+            index = asked.pop(chance.randrange(len(asked)))
+            if chance.random() < 0.3:
+                receiving.failed(index)
+            else:
+                receiving.came(index, digests[index])
     assert receiving.verified
-
-
-def test_any_kind_of_buffer_is_taken_by_its_bytes() -> None:
-    receiving = Receiving(HELLO)
-    receiving.take(0, bytearray(b"he"))
-    receiving.take(2, memoryview(b"llo"))
-    assert receiving.verified
-
-
-def test_receiving_goes_on_after_what_an_earlier_transfer_left() -> None:
-    digest = new_digest()
-    digest.update(b"he")
-    receiving = Receiving(HELLO, 2, digest)
-    with pytest.raises(ProtocolError):
-        receiving.take(3, b"lo")
-    receiving.take(2, b"llo")
-    assert receiving.verified
-
-
-@given(data=st.binary(min_size=1, max_size=40), senders=st.integers(1, 4), seed=st.integers(0, 999))
-def test_several_senders_of_one_blob_never_spoil_it(data: bytes, senders: int, seed: int) -> None:
-    """Each begins where the receiver stands when it asks, sends in order, and may overtake the others at any time."""
-    chance = random.Random(seed)
-    receiving, written = Receiving(blob_of(data)), bytearray()
-    positions = [0]
-    while any(position < len(data) for position in positions):
-        if len(positions) < senders and chance.random() < 0.3:
-            positions.append(receiving.received)
-        index = chance.randrange(len(positions))
-        length = min(chance.randint(1, 9), len(data) - positions[index])
-        if length:
-            written += receiving.take(positions[index], data[positions[index] : positions[index] + length])
-            positions[index] += length
-    assert receiving.verified
-    assert written == data
+    assert receiving.received == receiving.blob.size

@@ -1,31 +1,37 @@
-"""files.py: names that would leave their directory first, then blobs that lie, then files in and out."""
+"""files.py: names that would leave their directory first, then what files hold, then files put in place and removed."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import py_compile
+import random
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from discoro.blobs import EMPTY, Blob, Chunk, new_digest
-from discoro.errors import ConfigError, DestPathError, ProtocolError, SetupFailed, TooLarge
+from discoro.blobs import EMPTY, PIECE
+from discoro.errors import ConfigError, DestPathError, ProtocolError, TransferFailed
 from discoro.files import (
+    LINKED,
     MAX_FILES,
-    MAX_OPEN,
     Shipped,
-    Store,
     checked_files,
     checked_name,
     measure,
+    packed_files,
+    place,
     private_directory,
-    read_chunk,
     remove_files,
+    units,
+    unpacked_files,
 )
+from discoro.store import Store
 from tests.support.sites import files_below
+from tests.test_blobs import blob_with
 
 HOSTILE_NAMES = [
     *("", ".", "..", "/", "//", "/etc/passwd", "../x", "a/../../x", "a/..", "a//b", "a/", "./a", "~/../x/"),
@@ -35,14 +41,8 @@ HOSTILE_NAMES = [
 ]
 
 
-def blob_of(data: bytes) -> Blob:
-    digest = new_digest()
-    digest.update(data)
-    return Blob(digest.hexdigest(), len(data))
-
-
 def shipped(name: str, data: bytes = b"hello", executable: bool = False) -> Shipped:
-    return Shipped(name, blob_of(data), executable)
+    return Shipped(name, blob_with(data), executable)
 
 
 @pytest.fixture
@@ -96,7 +96,21 @@ def test_a_list_that_is_no_list_of_files_is_refused(values: Any) -> None:
 
 def test_a_list_of_files_comes_through_as_plain_values() -> None:
     files = [shipped("a"), shipped("b/c", b"", executable=True)]
-    assert checked_files([each.to_plain() for each in files]) == files
+    assert unpacked_files(packed_files(files)) == files
+
+
+@pytest.mark.parametrize("part", [b"", b"junk", b"\x90\x90", b"\xdd\xff\xff\xff\xff", packed_files([])[:-1]])
+def test_a_part_that_is_no_list_of_files_is_refused(part: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        unpacked_files(part)
+
+
+def test_a_file_is_a_unit_and_so_is_a_directory_with_all_that_is_in_it() -> None:
+    one = [shipped("a.txt"), shipped("p/b"), shipped("p/c/d")]
+    assert units(one).keys() == {"a.txt", "p"}
+    assert units(one) == units(reversed(one))
+    assert units([*one, shipped("p/e")])["p"] != units(one)["p"], "a package with a module more is another one"
+    assert units([shipped("a.txt", b"other")])["a.txt"] != units(one)["a.txt"]
 
 
 # ------------------------------------------------------------------ reading what is sent
@@ -105,8 +119,20 @@ def test_a_list_of_files_comes_through_as_plain_values() -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.txt cannot be read: No such file"):
         measure(tmp_path / "missing.txt", "missing.txt")
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="neither a file nor a directory"):
         measure(tmp_path, "directory")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
+def test_a_device_is_no_file(path: str) -> None:
+    with pytest.raises(ConfigError, match="a device, a pipe or a socket cannot be sent"):
+        measure(Path(path), "device")
+
+
+def test_a_pipe_is_no_file_and_nobody_waits_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="a device, a pipe or a socket cannot be sent"):
+        measure(tmp_path / "pipe", "pipe")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
@@ -126,22 +152,45 @@ def test_a_file_with_a_name_that_others_cannot_have_is_the_callers_fault(tmp_pat
 def test_a_file_is_measured_by_its_bytes_and_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "tool"
     path.write_bytes(b"hello")
-    assert measure(path, "x/tool") == shipped("x/tool")
+    assert measure(path, "x/tool")[0] == shipped("x/tool")
     path.chmod(0o700)
-    assert measure(path, "tool").executable
+    assert measure(path, "tool")[0].executable
     path.write_bytes(b"")
-    assert measure(path, "tool").blob == EMPTY
+    assert measure(path, "tool")[0].blob == EMPTY
 
 
-def test_a_file_that_changes_while_it_is_sent_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1, PIECE, PIECE + 1, 9 * PIECE, 9 * PIECE + 1])
+def test_a_file_of_many_pieces_is_measured_by_several_threads_and_read_piece_by_piece(tmp_path: Path, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    (tmp_path / "data").write_bytes(data)
+    found, source = measure(tmp_path / "data", "data")
+    assert found.blob == blob_with(data)
+    assert b"".join(source.read_piece(index) for index in range(found.blob.pieces)) == data
+
+
+def test_a_file_that_changes_after_it_was_measured_is_named(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"hello")
-    assert read_chunk(path, Chunk(1, 3)) == b"ell"
-    with pytest.raises(ConfigError, match="log became shorter while it was sent"):
-        read_chunk(path, Chunk(3, 3))
+    _, source = measure(path, "log")
+    assert source.read_piece(0) == b"hello"
+    path.write_bytes(b"hellp")
+    os.utime(path, ns=(0, 0))  # as a change within the same tick of the file system's clock would not show
+    with pytest.raises(ConfigError, match="log was changed while it was sent"):
+        source.read_piece(0)
     path.unlink()
     with pytest.raises(ConfigError, match="log cannot be read any more: No such file"):
-        read_chunk(path, Chunk(0, 5))
+        source.read_piece(0)
+
+
+def test_a_large_file_that_was_edited_is_measured_anew(tmp_path: Path) -> None:
+    """The digest of one that lay still for a while is remembered; one that was written just now may change in the same tick."""
+    path, old = tmp_path / "data", time.time() - 1000
+    for content in (bytes(PIECE), b"x" * PIECE, b"y" * PIECE):
+        path.write_bytes(content)
+        assert measure(path, "data")[0].blob == blob_with(content)
+        os.utime(path, (old, old))
+        assert measure(path, "data")[0].blob == blob_with(content)
+        old += 1
 
 
 # ------------------------------------------------------------------ the directory
@@ -159,148 +208,13 @@ def test_a_private_directory_is_nobody_elses(tmp_path: Path) -> None:
     assert files_below(made) == [], "the probe was left"
 
 
-# ------------------------------------------------------------------ the store, from a sender that lies
-
-
-def test_bytes_with_another_digest_leave_nothing(store: Store) -> None:
-    blob = blob_of(b"hello")
-    with pytest.raises(ProtocolError, match="what came has another digest"):
-        store.take(blob, 0, b"hellp")
-    assert files_below(store.directory) == []
-    assert not store.has(blob)
-    assert store.take(blob, 0, b"hello"), "an honest sender pays for a liar"
-
-
-@pytest.mark.parametrize(("offset", "data"), [(1, b"e"), (-1, b"h"), (0, b""), (0, b"hello!")])
-def test_chunks_that_do_not_fit_are_refused_and_spoil_nothing(store: Store, offset: int, data: bytes) -> None:
-    blob = blob_of(b"hello")
-    with pytest.raises(ProtocolError):
-        store.take(blob, offset, data)
-    assert not store.take(blob, 0, b"hel")
-    with pytest.raises(ProtocolError):
-        store.take(blob, 4, b"o")
-    assert store.take(blob, 3, b"lo")
-
-
-@pytest.mark.parametrize("data", [b"", b"x"])
-def test_a_chunk_of_what_has_no_bytes_is_refused(store: Store, data: bytes) -> None:
-    with pytest.raises(ProtocolError, match="of 0 bytes"):
-        store.take(blob_of(b""), 0, data)
-
-
-def test_a_size_that_lies_about_a_digest_makes_no_file(store: Store) -> None:
-    blob = blob_of(b"hello")
-    with pytest.raises(ProtocolError, match="another digest"):
-        store.take(Blob(blob.digest, 3), 0, b"hel")
-    assert not store.has(blob)
-
-
-def test_a_file_past_the_limit_is_refused_when_offered_and_when_sent(tmp_path: Path) -> None:
-    store, blob = Store(tmp_path, max_file_size=4), blob_of(b"hello")
-    with pytest.raises(TooLarge, match=r"at most 4 bytes of a file are taken here \(--max_file_size\)"):
-        store.offer([blob])
-    with pytest.raises(TooLarge):
-        store.take(blob, 0, b"hello")
-    assert files_below(tmp_path) == []
-    assert store.offer([blob_of(b"hell")]), "the limit itself is allowed"
-
-
-def test_a_link_in_the_place_of_a_part_is_not_followed(store: Store, tmp_path: Path) -> None:
-    outside, blob = tmp_path / "outside", blob_of(b"hello")
-    outside.write_bytes(b"mine")
-    (store.directory / f"{blob.digest}.part").symlink_to(outside)
-    with pytest.raises(SetupFailed, match="could not be written"):
-        store.take(blob, 0, b"hello")
-    assert outside.read_bytes() == b"mine"
-
-
-def test_a_disk_that_fails_is_told_to_the_sender(store: Store) -> None:
-    blob = blob_of(b"hello")
-    assert not store.take(blob, 0, b"hel")
-    (store.directory / f"{blob.digest}.part").unlink()
-    store.directory.rmdir()
-    with pytest.raises(SetupFailed, match=f"a file could not be written in {store.directory}: No such file"):
-        store.take(blob, 3, b"lo")
-    store.directory.mkdir()
-    assert store.offer([blob]) == [[blob.digest, 0]], "what was lost is still counted as received"
-
-
-# ------------------------------------------------------------------ the store
-
-
-def test_a_blob_is_whole_or_absent(store: Store) -> None:
-    blob = blob_of(b"hello")
-    assert store.offer([blob, blob]) == [[blob.digest, 0]]
-    assert not store.take(blob, 0, b"hel")
-    assert not store.has(blob)
-    assert not store.path(blob).exists()
-    assert store.take(blob, 3, b"lo")
-    assert store.has(blob)
-    assert store.path(blob).read_bytes() == b"hello"
-    assert store.offer([blob]) == []
-    assert files_below(store.directory) == [str(store.path(blob))]
-
-
-def test_a_file_without_bytes_needs_no_chunk(store: Store) -> None:
-    assert store.offer([EMPTY]) == []
-    assert store.has(EMPTY)
-    assert store.missing([shipped("a", b""), shipped("b")]) == ["b"]
-
-
-def test_a_transfer_goes_on_where_it_broke(store: Store) -> None:
-    blob = blob_of(b"hello")
-    store.take(blob, 0, b"hel")
-    again = Store(store.directory)
-    assert again.offer([blob]) == [[blob.digest, 3]]
-    assert again.take(blob, 3, b"lo")
-    assert again.path(blob).read_bytes() == b"hello"
-
-
-def test_a_part_that_was_damaged_is_dropped_at_the_end_and_sent_anew(store: Store) -> None:
-    blob = blob_of(b"hello")
-    (store.directory / f"{blob.digest}.part").write_bytes(b"heL")
-    assert store.offer([blob]) == [[blob.digest, 3]]
-    with pytest.raises(ProtocolError, match="another digest"):
-        store.take(blob, 3, b"lo")
-    assert store.offer([blob]) == [[blob.digest, 0]]
-    assert store.take(blob, 0, b"hello")
-
-
-@pytest.mark.parametrize("left", [b"hellp", b"hello and more"])
-def test_a_part_that_is_long_enough_to_be_whole_is_not_trusted(store: Store, left: bytes) -> None:
-    blob = blob_of(b"hello")
-    (store.directory / f"{blob.digest}.part").write_bytes(left)
-    assert store.offer([blob]) == [[blob.digest, 0]]
-    assert store.take(blob, 0, b"hello")
-
-
-def test_two_senders_of_one_blob_help_each_other(store: Store) -> None:
-    blob = blob_of(b"hello")
-    assert store.offer([blob]) == [[blob.digest, 0]]
-    assert not store.take(blob, 0, b"hel")
-    assert store.offer([blob]) == [[blob.digest, 3]]
-    assert not store.take(blob, 0, b"h")
-    assert store.take(blob, 3, b"lo")
-    assert store.take(blob, 3, b"lo"), "the slower one is told that all is well"
-    assert store.path(blob).read_bytes() == b"hello"
-
-
-def test_transfers_that_were_left_do_not_add_up_in_memory(store: Store) -> None:
-    data = [f"hello {number}".encode() for number in range(3 * MAX_OPEN)]
-    for each in data:
-        store.take(blob_of(each), 0, each[:5])
-    assert len(store._open) == MAX_OPEN
-    for each in data:
-        assert store.take(blob_of(each), 5, each[5:]), "the oldest go on from the disk"
-    assert len(store._open) == 0
-
-
 # ------------------------------------------------------------------ putting files in place
 
 
 def placed(store: Store, name: str, there: Path, data: bytes = b"hello", executable: bool = False) -> Path:
-    store.take(blob_of(data), 0, data)
-    return store.place(shipped(name, data, executable), there)
+    blob = store.put([data])
+    store.keep(blob)
+    return place(store.path(blob), shipped(name, data, executable), there)
 
 
 def test_a_link_in_place_is_replaced_and_not_followed(store: Store, there: Path, tmp_path: Path) -> None:
@@ -317,7 +231,7 @@ def test_a_directory_that_is_a_link_is_not_entered(store: Store, there: Path, tm
     outside = tmp_path / "outside"
     outside.mkdir()
     (there / "a").symlink_to(outside)
-    with pytest.raises(SetupFailed, match=r"a/b could not be written in .*a is a link"):
+    with pytest.raises(TransferFailed, match=r"a/b could not be written in .*a is a link"):
         placed(store, "a/b", there)
     assert files_below(outside) == []
 
@@ -326,14 +240,14 @@ def test_a_directory_that_is_a_link_is_not_entered(store: Store, there: Path, tm
 def test_a_place_that_is_taken_by_another_kind_of_thing_is_named(store: Store, there: Path, name: str) -> None:
     (there / "file").touch()
     (there / "directory").mkdir()
-    with pytest.raises(SetupFailed, match=f"{name} could not be written in {there}"):
+    with pytest.raises(TransferFailed, match=f"{name} could not be written in {there}"):
         placed(store, name, there)
     assert files_below(there) == [str(there / "file")], "something was left aside"
 
 
 def test_a_blob_that_is_not_here_cannot_be_placed(store: Store, there: Path) -> None:
-    with pytest.raises(SetupFailed, match="a could not be written"):
-        store.place(shipped("a"), there)
+    with pytest.raises(TransferFailed, match="a could not be written"):
+        place(store.path(blob_with(b"hello")), shipped("a"), there)
     assert files_below(there) == []
 
 
@@ -347,9 +261,28 @@ def test_a_file_gets_its_name_its_bytes_and_whether_it_is_executable(store: Stor
     assert files_below(there) == [str(there / "a/b/c"), str(there / "tool")]
 
 
-def test_a_placed_file_is_a_copy_which_its_user_may_change(store: Store, there: Path) -> None:
+def test_a_small_file_is_a_copy_which_its_user_may_change(store: Store, there: Path) -> None:
     placed(store, "a", there).write_bytes(b"changed")
-    assert store.path(blob_of(b"hello")).read_bytes() == b"hello"
+    assert store.path(blob_with(b"hello")).read_bytes() == b"hello"
+
+
+def test_a_large_file_lies_on_the_disk_once_and_nobody_may_write_to_it(store: Store, there: Path) -> None:
+    data = bytes(LINKED)
+    first, second = placed(store, "a", there, data), placed(store, "b", there, data)
+    assert first.samefile(second)
+    assert stat.S_IMODE(first.stat().st_mode) == 0o400
+    (there / "new").write_bytes(b"another file takes its place")
+    os.replace(there / "new", first)
+    assert second.read_bytes() == data
+    assert os.access(placed(store, "tool", there, data, executable=True), os.X_OK), "a copy, as its mode is its own"
+
+
+def test_a_file_system_without_links_gets_copies(store: Store, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert placed(store, "a", there, bytes(LINKED)).read_bytes() == bytes(LINKED)
 
 
 # ------------------------------------------------------------------ removing them

@@ -391,7 +391,7 @@ def test_a_setup_given_up_while_it_waits_for_a_worker_closes_what_it_was_to_repl
 def test_a_slot_opens_no_message_from_its_first_moment_on(tmp_path: Path) -> None:
     async def work(node: Node, mesh: Mesh) -> None:
         await discoro.Coro.locate("discoro_server")
-        slot = Slot(node.mesh, node.slots[0]._workers, node.slots[0]._store, 0)
+        slot = Slot(node.mesh, node.slots[0]._workers, 0)
         node.mesh.sending.came(next(iter(node.mesh._peers)), slot.coro.ref.id, [b"not a pickle"])
         assert len(slot.coro.mailbox) == 0
         slot.coro.stop("terminated")

@@ -29,14 +29,17 @@ from discoro import (
     RemoteError,
     SetupFailed,
     Timeout,
+    TransferFailed,
     UnpackError,
     WorkerLost,
     current_mesh,
     discoro_server,
+    messages,
     payload,
 )
+from discoro.files import measure, packed_files
 from tests.support.sites import Site, both_kinds, files_below, running_site
-from tests.test_files import HOSTILE_NAMES, shipped
+from tests.test_files import HOSTILE_NAMES
 
 VERSION = 1
 
@@ -77,7 +80,7 @@ async def result_of(computation: Computation, server: CoroRef, *args: Any) -> An
 
 # ------------------------------------------------------------------ requests that lie
 
-OPEN = {"id": "a", "name": "n", "files": [], "cleanup": True, "code": 1}
+OPEN = {"id": "a", "name": "n", "files": 0, "cleanup": True, "code": 1}
 SQUARE = payload.pack_code([answer])
 
 
@@ -87,7 +90,11 @@ NONSENSE: list[tuple[str, Any, Any, type[Exception]]] = [
     ("setup", {**OPEN, "id": "a" * 300}, SQUARE, ProtocolError),
     ("setup", {**OPEN, "name": None}, SQUARE, ProtocolError),
     ("setup", {**OPEN, "files": None}, SQUARE, ProtocolError),
-    ("setup", {**OPEN, "files": [["a", "a" * 64, 5, False]]}, SQUARE, SetupFailed),
+    ("setup", {**OPEN, "files": 2}, SQUARE, ProtocolError),
+    ("setup", {**OPEN, "files": 1}, SQUARE, ProtocolError),
+    ("setup", {**OPEN, "files": 1}, [b"junk", *SQUARE], ProtocolError),
+    ("setup", {**OPEN, "files": 1}, [messages.pack([["../x", "a" * 64, 5, False]]), *SQUARE], ProtocolError),
+    ("setup", {**OPEN, "files": 1}, [messages.pack([["a", "a" * 64, 5, False]]), *SQUARE], TransferFailed),
     ("setup", {**OPEN, "code": 2}, SQUARE, ProtocolError),
     ("setup", {**OPEN, "code": -1}, SQUARE, ProtocolError),
     ("setup", {**OPEN, "code": "1"}, SQUARE, ProtocolError),
@@ -97,13 +104,10 @@ NONSENSE: list[tuple[str, Any, Any, type[Exception]]] = [
     ("setup", OPEN, [*SQUARE, b"junk"], UnpackError),
     ("setup", OPEN, [*SQUARE, *payload.pack_code([1, 2, 3])], ProtocolError),
     ("setup", OPEN, [*SQUARE, *payload.pack_code([print])], ProtocolError),
-    ("offer", {}, [], ProtocolError),
-    ("offer", {"files": [["../x", "a" * 64, 5, False]]}, [], ProtocolError),
-    ("chunk", {}, [b"x"], ProtocolError),
-    ("chunk", {"digest": "a" * 64, "size": 5, "offset": 0}, [], ProtocolError),
-    ("chunk", {"digest": "a" * 64, "size": 5, "offset": "0"}, [b"x"], ProtocolError),
-    ("chunk", {"digest": "a" * 64, "size": 5, "offset": 3}, [b"x"], ProtocolError),
-    ("chunk", {"digest": "../x", "size": 5, "offset": 0}, [b"x"], ProtocolError),
+    ("lacks", {}, [], ProtocolError),
+    ("lacks", {"names": ["os.path"]}, [], ProtocolError),
+    ("lacks", {"names": [5]}, [], ProtocolError),
+    ("extend", {"id": "nobody"}, [], NotSetUp),
     ("run", {}, [], ProtocolError),
     ("run", {"id": "nobody"}, [], NotSetUp),
     ("ping", {"id": None}, [], ProtocolError),
@@ -144,7 +148,7 @@ def test_arguments_of_run_that_are_none_are_refused(site: Site, kind: str) -> No
     async def client(server: CoroRef) -> None:
         computation = Computation(answer)
         await computation.setup(server)
-        worker = computation._workers[server]
+        worker = computation._there[server].worker
         for junk, error in (([b"junk"], UnpackError), ([], UnpackError), (payload.pack(5), ProtocolError)):
             with pytest.raises(error):
                 await current_mesh().request(worker, "run", {"id": computation._id}, junk)
@@ -154,19 +158,22 @@ def test_arguments_of_run_that_are_none_are_refused(site: Site, kind: str) -> No
 
 
 @both_kinds
-def test_a_hostile_file_name_is_refused_and_nothing_is_written(site: Site, kind: str) -> None:
+def test_a_hostile_file_name_is_refused_and_nothing_is_written(site: Site, kind: str, tmp_path: Path) -> None:
     async def client(server: CoroRef) -> None:
-        data = os.urandom(16)
-        blob = shipped("x", data).blob
-        await current_mesh().request(server, "chunk", {"digest": blob.digest, "size": blob.size, "offset": 0}, [data])
-        for name in HOSTILE_NAMES:
-            if name.isprintable():  # others cannot even be told
-                arguments = {**OPEN, "files": [[name, blob.digest, blob.size, False]]}
-                with pytest.raises(ProtocolError, match="file name"):
-                    await current_mesh().request(server, "setup", arguments, SQUARE, timeout=10)
+        mesh, path = current_mesh(), tmp_path / "mine"
+        path.write_bytes(data := os.urandom(16))
+        good, source = measure(path, "good")
+        with mesh.transfers.offering([source]):
+            await mesh.request(server, "setup", {**OPEN, "files": 1}, [packed_files([good]), *SQUARE])
+            for name in HOSTILE_NAMES:
+                if name.isprintable():  # others cannot even be told
+                    body = [packed_files([good._replace(name=name)]), *SQUARE]
+                    with pytest.raises(ProtocolError, match="file name"):
+                        await mesh.request(server, "setup", {**OPEN, "files": 1}, body, timeout=10)
         places = [site.directory, *Path(tempfile.gettempdir()).glob("discoro-server-*")]
         written = [path for place in places for path in map(Path, files_below(place)) if holds(path, data)]
-        assert [path.name for path in written] == [blob.digest], "besides the blob itself"
+        assert {path.name for path in written} <= {good.blob.digest, "good"}, "besides the blob itself"
+        assert written
 
     site.run(kind, client)
 
@@ -487,7 +494,7 @@ def test_a_server_of_ones_own_has_one_content_for_a_file_name_and_says_so(site: 
             (tmp_path / word / "data.txt").write_text(word)
             computations.append(Computation(answer, depends=[tmp_path / word / "data.txt"]))
         await computations[0].setup(server)
-        with pytest.raises(SetupFailed, match=r"data\.txt is another computation's here, with another content: close that one"):
+        with pytest.raises(SetupFailed, match=r"data\.txt is another computation's here, .*: close answer, or use a node"):
             await computations[1].setup(server)
         assert await result_of(computations[0], server, 1) == 1
         await computations[0].close(server)
@@ -664,7 +671,7 @@ def test_while_a_computation_closes_there_are_no_new_runs(site: Site, kind: str)
     async def client(server: CoroRef, coro: Any = None) -> None:
         computation = Computation(until_told)
         await computation.setup(server)
-        remote, worker = await computation.run(server, coro), computation._workers[server]
+        remote, worker = await computation.run(server, coro), computation._there[server].worker
         closing = asyncio.ensure_future(computation.close(server))
         assert await coro.receive(10) == "ending"
         with pytest.raises(NotSetUp, match="is being closed"):

@@ -16,10 +16,10 @@ from pathlib import Path
 from discoro import payload
 from discoro.coro import Coro
 from discoro.errors import DiscoroError
-from discoro.files import Store
 from discoro.mesh import Mesh
 from discoro.options import Place
 from discoro.process import Parent
+from discoro.references import CoroRef
 from discoro.security import Security
 from discoro.server import Computations, Serving, serve
 
@@ -51,10 +51,19 @@ async def work(node: Parent) -> None:
     loop, ended, told = asyncio.get_running_loop(), asyncio.Event(), node.told
     node.end_with(lambda: loop.call_soon_threadsafe(ended.set), grace=GRACE)
     security = Security.from_handed_down(told["security"])
-    place = Place(role="worker", node=told["node"], ports=range(*told["ports"]) if told["ports"] else None, security=security)
-    options = {key: told[key] for key in ("name", "cluster", "ext_ip_addr", "debug")} | {"ip_addr": told["hosts"]}
+    place = Place(
+        role="worker",
+        node=told["node"],
+        ports=range(*told["ports"]) if told["ports"] else None,
+        security=security,
+        files=Path.cwd(),
+        blobs=Path(told["blobs"]),  # the node's, which fetches them
+        fetcher=CoroRef(told["node"], 0, told["birth"], 0, told["name"], tuple(told["addresses"])),
+    )
+    told_options = ("name", "cluster", "ext_ip_addr", "debug", "max_file_size")
+    options = {key: told[key] for key in told_options} | {"ip_addr": told["hosts"]}
     async with Mesh.placed(place, **options) as mesh:
-        backend = Computations(mesh, Path.cwd(), Store(Path(told["blobs"])))  # the blobs are the node's: it receives them
+        backend = Computations(mesh, Path.cwd())
         server = Coro.start(mesh, serve, (Serving(backend, f"the worker {told['name']}"),), name="discoro_server")
         mesh.meet(told["birth"], told["addresses"])
         await mesh.ask(told["birth"], "ready", {"token": told["token"], "server": server.ref.to_plain()}, None)

@@ -464,13 +464,20 @@ BAD_REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("ready", {"token": "guessed", "server": ["n", 1, 1, 1, "n", []]}),
     ("lost", {"birth": 1, "how": "because a client says so"}),
     ("lost", {}),
+    ("read", {}),
+    ("read", {"digest": "../../../tmp/x", "size": 5, "piece": 0}),
+    ("read", {"digest": "a" * 64, "size": 5, "piece": 0}),
+    ("read", {"digest": "a" * 64, "size": 5, "piece": -1}),
+    ("bring", {"digest": "a" * 64, "size": 5, "origin": None}),
+    ("source", {"digest": "a" * 64, "size": 5}),
+    ("pulled", {"digest": "a" * 64}),
+    ("progress", {"number": "x"}),
 ]
 BAD_SERVER_REQUESTS: list[tuple[str, dict[str, Any]]] = [
-    ("offer", {}),
-    ("offer", {"files": [["../../etc/passwd", "00", 1]]}),
-    ("offer", {"files": [None]}),
-    ("chunk", {}),
-    ("chunk", {"digest": "../../../tmp/x", "offset": -1}),
+    ("lacks", {}),
+    ("lacks", {"names": ["../../etc/passwd"]}),
+    ("extend", {"id": "never set up"}),
+    ("retire", {"id": "never set up"}),
     ("setup", {}),
     ("setup", {"id": 7, "files": [], "name": "x"}),
     ("setup", {"id": "x", "files": "all", "name": "x"}),
@@ -491,8 +498,7 @@ def test_bad_requests_are_answered_with_errors_of_ours(victim: Victim) -> None:
         asked = [(0, *each) for each in BAD_REQUESTS] + [(server, *each) for each in BAD_SERVER_REQUESTS]
         answers = []
         for number, (coro, verb, arguments) in enumerate(asked, 2):
-            body = [victim.bomb] if verb != "chunk" else []
-            peer.operations(greeting, number, Request(number, coro, verb, arguments, body))
+            peer.operations(greeting, number, Request(number, coro, verb, arguments, [victim.bomb]))
             reply = peer.reply()
             answers.append((verb, arguments, reply.value if not reply.ok else "ok"))
     wrong = [each for each in answers if each[2] == "ok" or "a bug in discoro" in each[2][1]]

@@ -1,0 +1,255 @@
+"""The blobs in one directory: received piece by piece, kept while somebody refers to them, and for a while after.
+
+A blob is written aside and renamed once its digest holds: whole or absent. `hold` and `release` count who refers to it; what
+nobody refers to stays, up to a limit, so that a second run sends nothing again. Other processes of the machine may read the
+same directory (a node's workers do); only the one that receives removes. It knows no links and no coroutines; `write` may be
+called in any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+
+from discoro.blobs import EMPTY, PIECE, Blob, Receiving, blob_of, piece_digest
+from discoro.errors import ProtocolError, TooLarge, TransferFailed
+from discoro.files import Source, private_directory
+from discoro.messages import GIB, Part
+
+UNUSED_BYTES = 1 * GIB  # of blobs that nobody refers to: what one tries again an hour later need not travel again
+BROKEN = 16  # transfers that broke, and may go on: each is as large as what came of it
+
+
+class Store:
+    """The blobs in one directory, and those on their way there. `max_file_size` in bytes, 0: no limit."""
+
+    def __init__(self, directory: Path, max_file_size: int = 0) -> None:
+        self._directory = private_directory(directory)
+        self._limit = max_file_size
+        self._here: OrderedDict[Blob, int] = OrderedDict()  # of this process, the last used last: when written
+        self._holders: dict[Hashable, set[Blob]] = {}
+        self._broken: OrderedDict[Blob, Receiving] = OrderedDict()  # the latest last
+
+    def __repr__(self) -> str:
+        return f"<Store {self._directory} blobs={len(self._here)} holders={len(self._holders)} broken={len(self._broken)}>"
+
+    @property
+    def directory(self) -> Path:
+        """Where the blobs lie; another Store there, even of another process, has the same ones."""
+        return self._directory
+
+    def path(self, blob: Blob) -> Path:
+        """Where the blob lies, or will."""
+        return self._directory / blob.digest
+
+    def has(self, blob: Blob) -> bool:
+        """Whether the blob is here, whole; one that somebody has written to since it came is not, and goes."""
+        if blob == EMPTY and not self.path(blob).exists():
+            self.path(blob).touch(0o400)
+        try:
+            found = self.path(blob).stat()
+        except OSError:
+            self._here.pop(blob, None)
+            return False
+        if found.st_size != blob.size or self._here.get(blob, found.st_mtime_ns) != found.st_mtime_ns:
+            self._forget(blob)
+            return False
+        if blob in self._here:
+            self._here.move_to_end(blob)
+        return True
+
+    def source(self, blob: Blob) -> Source:
+        """Where to read a blob that is here."""
+        found = self.path(blob).stat()
+        return Source(self.path(blob), blob, found.st_mtime_ns, found.st_ino)
+
+    # -------------------------------------------------------------- who refers to it
+
+    def hold(self, holder: Hashable, blobs: Iterable[Blob]) -> None:
+        """That one refers to these blobs, from before they are here: they stay until it has released them."""
+        self._holders.setdefault(holder, set()).update(blobs)
+
+    def release(self, holder: Hashable, blobs: Iterable[Blob] | None = None) -> None:
+        """It refers to these no more; None: to nothing."""
+        left = self._holders.pop(holder, set())
+        if blobs is not None and left.difference(blobs):
+            self._holders[holder] = left.difference(blobs)
+        self._make_room()
+
+    def is_held(self, blob: Blob) -> bool:
+        """Whether somebody refers to it."""
+        return any(blob in held for held in self._holders.values())
+
+    def give(self, blob: Blob, holder: Hashable) -> Path | None:
+        """The content of a blob, which is not in the store any more; None where not only that holder may use it."""
+        others = any(blob in held for each, held in self._holders.items() if each != holder)
+        path = self.path(blob)
+        given = path.with_name(f"{blob.digest}-{os.urandom(8).hex()}.part")
+        try:
+            if others or path.stat().st_nlink > 1:  # which stands in its place already somewhere
+                return None
+            path.rename(given)
+        except OSError:
+            return None
+        self._here.pop(blob, None)
+        return given
+
+    def _make_room(self) -> None:
+        """Remove what nobody refers to, beyond what is kept for later."""
+        held = set().union(*self._holders.values())
+        unused = [blob for blob in self._here if blob not in held]
+        size = sum(blob.size for blob in unused)
+        for blob in unused:
+            if size <= UNUSED_BYTES:
+                return
+            size -= blob.size
+            self._forget(blob)
+
+    def _forget(self, blob: Blob) -> None:
+        self._here.pop(blob, None)
+        with contextlib.suppress(OSError):
+            self.path(blob).unlink()
+
+    # -------------------------------------------------------------- what comes in
+
+    def check(self, blob: Blob) -> None:
+        """TooLarge for one past the limit."""
+        if self._limit and blob.size > self._limit:
+            raise TooLarge(f"{blob.size} bytes; at most {self._limit} of a file are taken here (--max_file_size)")
+
+    def begin(self, blob: Blob) -> Receiving:
+        """How far it has come, in a transfer that broke before, or not at all; room on the disk is taken at once.
+
+        Raises TooLarge, TransferFailed.
+        """
+        self.check(blob)
+        broken = self._broken.pop(blob, None)
+        if broken is not None and self._aside(blob).is_file():
+            return broken
+        try:
+            self._make_room()
+            with contextlib.suppress(FileNotFoundError):
+                self._aside(blob).unlink()
+            descriptor = os.open(self._aside(blob), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                _take_room(descriptor, blob.size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._failed(blob, error) from error
+        return Receiving(blob)
+
+    def write(self, blob: Blob, index: int, data: Part) -> bytes:
+        """Write one piece, in whatever thread; its digest. TransferFailed where the disk is full, or fails otherwise."""
+        flags = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            descriptor = os.open(self._aside(blob), flags)
+            try:
+                _write_all(descriptor, memoryview(data).cast("B"), index * PIECE)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._failed(blob, error) from error
+        return piece_digest(data)
+
+    def finish(self, receiving: Receiving) -> None:
+        """All of it came. ProtocolError, and nothing of it stays, where that is not what was named; TransferFailed."""
+        blob = receiving.blob
+        if not receiving.verified:
+            self._drop(blob)
+            raise ProtocolError(f"file {blob.digest:.12} of {blob.size} bytes: what came has another digest")
+        self._settle(blob)
+
+    def pause(self, receiving: Receiving) -> None:
+        """The transfer broke, and may go on later; of many such, the oldest is given up."""
+        if self._aside(receiving.blob).exists():
+            self._broken[receiving.blob] = receiving
+        while len(self._broken) > BROKEN:
+            blob, _ = self._broken.popitem(last=False)
+            self._drop(blob)
+
+    def put(self, parts: Sequence[Part]) -> Blob:
+        """The blob of these bytes, which are written here in a row. In whatever thread; `keep` it then. TransferFailed."""
+        aside = self._directory / f"new-{id(parts):x}-{os.urandom(8).hex()}.part"
+        digests, size = [], 0
+        try:
+            with open(aside, "xb") as file:
+                _take_room(file.fileno(), sum(memoryview(part).nbytes for part in parts))
+                for piece in _pieces(parts):
+                    file.write(piece)
+                    digests.append(piece_digest(piece))
+                    size += memoryview(piece).nbytes
+            blob = blob_of(size, digests)
+            os.replace(aside, self._aside(blob))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise TransferFailed(f"{size} bytes could not be written in {self._directory}: {error.strerror}") from error
+        return blob
+
+    def keep(self, blob: Blob) -> None:
+        """What `put` has written is here. TransferFailed."""
+        if self.has(blob):
+            self._drop(blob)  # others have links to the one that was here first
+        else:
+            self._settle(blob)
+
+    # -------------------------------------------------------------- parts
+
+    def _aside(self, blob: Blob) -> Path:
+        return self._directory / f"{blob.digest}.part"
+
+    def _settle(self, blob: Blob) -> None:
+        try:
+            os.chmod(self._aside(blob), 0o400)  # it will be linked to other places: nobody writes to it there
+            os.replace(self._aside(blob), self.path(blob))
+            self._here[blob] = self.path(blob).stat().st_mtime_ns
+        except OSError as error:
+            raise self._failed(blob, error) from error
+
+    def _failed(self, blob: Blob, error: OSError) -> TransferFailed:
+        self._drop(blob)
+        return TransferFailed(f"{blob.size} bytes could not be written in {self._directory}: {error.strerror}")
+
+    def _drop(self, blob: Blob) -> None:
+        with contextlib.suppress(OSError):
+            self._aside(blob).unlink()
+
+
+def _take_room(descriptor: int, size: int) -> None:
+    """A full disk is known before the first byte comes, and a mapped file never has a hole that cannot be filled."""
+    if size < PIECE:
+        return
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)
+
+
+def _write_all(descriptor: int, view: memoryview, at: int) -> None:
+    while view.nbytes:
+        written = os.pwrite(descriptor, view, at)
+        view, at = view[written:], at + written
+
+
+def _pieces(parts: Sequence[Part]) -> Iterable[Part]:
+    """The bytes of all parts in a row, in pieces; copied only where a piece has several parts in it."""
+    begun = bytearray()
+    for part in parts:
+        view = memoryview(part).cast("B")
+        while view.nbytes:
+            if not begun and view.nbytes >= PIECE:
+                yield view[:PIECE]
+                view = view[PIECE:]
+                continue
+            take = PIECE - len(begun)
+            begun += view[:take]
+            view = view[take:]
+            if len(begun) == PIECE:
+                yield bytes(begun)
+                begun.clear()
+    if begun:
+        yield bytes(begun)

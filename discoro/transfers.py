@@ -1,0 +1,431 @@
+"""Blobs from process to process: asked for by who wants one, piece by piece, from who has it.
+
+One `Transfers` for each process. What it offers (the files of a computation while `setup` runs, a file that is being sent)
+and what lies in its store can be read by every peer that knows the digest. `get` brings a blob into the store, once for however
+many wait for it. A worker asks its node, so that a blob goes over the wire once for each machine; a node that wants a large one
+asks the process it comes from whom to pull it from (copies.py decides), so that many nodes serve each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from discoro import messages
+from discoro.answers import Handler
+from discoro.blobs import PIECE, Blob, Receiving, checked_blob
+from discoro.copies import Assignment, Copies
+from discoro.errors import DiscoroError, ProtocolError, TooLarge, TransferFailed
+from discoro.files import MAX_LIST, Shipped, Source
+from discoro.messages import KIB, Greeting, Part
+from discoro.progress import Count
+from discoro.references import CoroRef
+from discoro.requests import Answer, Incoming
+from discoro.store import Store
+
+log = logging.getLogger("discoro.transfers")
+
+SHARED = PIECE  # bytes from which on nodes serve a blob to each other; below, asking whom costs more than it saves
+READS = 16  # pieces that one process asks for at a time: what they hold waits in its memory, and in the senders'
+SERVED = 32  # pieces that are read from the disk at a time, for all who ask
+BLOBS = 8  # blobs of one computation that are on the way at a time: many small ones share the round trips
+IN_THREAD = 64 * KIB  # bytes from which on a piece is read and written in a thread; below, the hand-over costs more
+TOLD_EVERY = 0.1  # seconds between two words about the progress of a transfer
+LARGEST = 5  # files that an error names
+PLANS = 1000  # blobs for which it is remembered which nodes have them
+
+
+class Around(Protocol):
+    """What this needs of the mesh."""
+
+    @property
+    def me(self) -> Greeting: ...
+    async def request(
+        self, to: CoroRef, verb: str, arguments: dict[str, Any], body: Sequence[Part] = (), timeout: float | None = None
+    ) -> Answer: ...
+    def tell(self, to: CoroRef, verb: str, arguments: dict[str, Any], body: Sequence[Part] = ()) -> None: ...
+    def process(self, birth: int) -> CoroRef | None: ...
+
+
+@dataclass(eq=False)
+class _Flight:
+    """A blob on its way here, and how many wait for it."""
+
+    origin: int  # the birth it comes from
+    task: asyncio.Task[None] = field(init=False)
+    receiving: Receiving | None = None
+    told: int = 0  # bytes that have come to our node, for us
+    waiting: int = 0
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come."""
+        return self.receiving.received if self.receiving is not None else self.told
+
+    def count(self, done: int, total: int) -> None:
+        """Our node says how far it is."""
+        self.told = done
+
+
+class Transfers:
+    """The blobs that one process offers and fetches. `node`: for a worker, its node, which fetches for it."""
+
+    def __init__(self, around: Around, store: Callable[[], Store], node: CoroRef | None = None) -> None:
+        self._around = around
+        self._make_store = store
+        self._made: Store | None = None
+        self._node = node
+        self._offered: dict[Blob, list[Source]] = {}
+        self._flights: dict[Blob, _Flight] = {}
+        self._plans: OrderedDict[Blob, Copies] = OrderedDict()
+        self._asking: dict[tuple[Blob, int], Incoming] = {}  # nodes that wait to be told whom to pull from
+        self._watching: dict[int, Count] = {}
+        self._numbers = itertools.count(1)
+        self._reads = asyncio.Semaphore(READS)
+        self._serves = asyncio.Semaphore(SERVED)
+        self.handlers: dict[str, Handler] = {
+            "read": self._on_read,
+            "bring": self._on_bring,
+            "release": self._on_release,
+            "source": self._on_source,
+            "pulled": self._on_pulled,
+            "progress": self._on_progress,
+        }
+
+    def __repr__(self) -> str:
+        return f"<Transfers {self._made!r} offered={len(self._offered)} on the way={list(self._flights.values())}>"
+
+    @property
+    def store(self) -> Store:
+        """Where blobs lie here; a client makes it with its first one."""
+        if self._made is None:
+            self._made = self._make_store()
+        return self._made
+
+    # -------------------------------------------------------------- offering
+
+    @contextlib.contextmanager
+    def offering(self, sources: Iterable[Source], watch: Count | None = None) -> Iterator[dict[str, int]]:
+        """These files can be read by others in this block; what it gives goes into the arguments of the request that says so.
+
+        `watch` is called with the bytes that have come there and the bytes in all, as the other side says.
+        """
+        offered, number = list(sources), next(self._numbers)
+        for source in offered:
+            self._offered.setdefault(source.blob, []).append(source)
+        if watch is not None:
+            self._watching[number] = watch
+        try:
+            yield {"progress": number} if watch is not None else {}
+        finally:
+            self._watching.pop(number, None)
+            for source in offered:
+                self._offered[source.blob].remove(source)
+                if not self._offered[source.blob]:
+                    del self._offered[source.blob]
+
+    def _source(self, blob: Blob) -> Source:
+        """Where the bytes of a blob are read; TransferFailed for one that is not here."""
+        if blob in self._offered:
+            return self._offered[blob][-1]
+        if self._made is not None and self._made.has(blob):
+            return self._made.source(blob)
+        raise TransferFailed(f"{self._around.me.name} does not offer the file {blob.digest:.12}, or no longer")
+
+    async def _on_read(self, incoming: Incoming) -> None:
+        blob, index = _blob_in(incoming), incoming.arguments.get("piece")
+        if type(index) is not int or not 0 <= index < blob.pieces:
+            raise ProtocolError(f"file {blob.digest:.12} has no piece {index!r:.20}")
+        source = self._source(blob)
+        async with self._serves:
+            if blob.length(index) < IN_THREAD:
+                data = source.read_piece(index)
+            else:
+                data = await asyncio.to_thread(source.read_piece, index)
+        incoming.reply(0, [data])
+
+    # -------------------------------------------------------------- fetching
+
+    @contextlib.contextmanager
+    def holding(self, blobs: Collection[Blob]) -> Iterator[object]:
+        """In this block these blobs stay in the store once they are there; gives what holds them."""
+        holder = object()
+        self.store.hold(holder, blobs)
+        try:
+            yield holder
+        finally:
+            self.store.release(holder)
+            free = [list(blob) for blob in blobs if not self.store.is_held(blob)]
+            if self._node is not None and free:  # which holds them for us
+                with contextlib.suppress(DiscoroError):
+                    self._around.tell(self._node, "release", {}, [messages.pack(free)])
+
+    async def get_all(
+        self, files: Sequence[Shipped], origin: CoroRef, number: object = None, watch: Count | None = None
+    ) -> None:
+        """Until the contents of all these files are in the store.
+
+        `number` is what the request had as progress, for who watches at the origin; `watch` is called here. Raises TooLarge,
+        TransferFailed, ProtocolError for what has another digest, PeerLost, Unreachable.
+        """
+        self._check_sizes(files)
+        missing = [blob for blob in dict.fromkeys(file.blob for file in files) if not self.store.has(blob)]
+        todo, here = iter(missing), 0
+        under_way: set[Blob] = set()
+
+        async def get() -> None:
+            nonlocal here
+            for blob in todo:
+                under_way.add(blob)
+                await self.get(blob, origin)
+                under_way.remove(blob)
+                here += blob.size
+
+        def done() -> int:
+            return here + sum(self._flights[blob].received for blob in under_way if blob in self._flights)
+
+        try:
+            with self._saying(done, sum(blob.size for blob in missing), watch or self._teller(origin, number)):
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(BLOBS, len(missing))):
+                        group.create_task(get())
+        except BaseExceptionGroup as group_error:
+            raise group_error.exceptions[0] from None  # each says the same: the first is enough
+
+    def _check_sizes(self, files: Sequence[Shipped]) -> None:
+        try:
+            for file in files:
+                self.store.check(file.blob)
+        except TooLarge as error:
+            largest = sorted(files, key=lambda file: -file.blob.size)[:LARGEST]
+            names = ", ".join(f"{file.name} ({file.blob.size} bytes)" for file in largest)
+            raise TooLarge(f"{error}; the largest are {names}") from None
+
+    async def get(self, blob: Blob, origin: CoroRef) -> None:
+        """Until the blob is in the store, brought by whoever began to; see `get_all`."""
+        while not self.store.has(blob):
+            flight = self._flights.get(blob) or self._begin(blob, origin)
+            flight.waiting += 1
+            try:
+                await asyncio.wait([flight.task])
+            finally:
+                flight.waiting -= 1
+                if not flight.waiting:
+                    flight.task.cancel()
+            if flight.origin == origin.birth:
+                return flight.task.result()
+
+    def _begin(self, blob: Blob, origin: CoroRef) -> _Flight:
+        flight = self._flights[blob] = _Flight(origin.birth)
+        flight.task = asyncio.ensure_future(self._bring(flight, blob, origin))
+        flight.task.add_done_callback(lambda task: self._flights.pop(blob))
+        return flight
+
+    async def _bring(self, flight: _Flight, blob: Blob, origin: CoroRef) -> None:
+        if self._node is not None:
+            with self.offering((), flight.count if blob.pieces > 1 else None) as told:
+                await self._around.request(self._node, "bring", {**_named(blob), "origin": origin.to_plain(), **told})
+        elif self._around.me.role == "node" and blob.size >= SHARED:
+            await self._bring_shared(flight, blob, origin)
+        else:
+            await self._pull(flight, blob, origin)
+
+    async def _bring_shared(self, flight: _Flight, blob: Blob, origin: CoroRef) -> None:
+        """From whomever the origin names; from another one where that comes to nothing."""
+        while True:
+            answer = await self._around.request(origin, "source", _named(blob))
+            source = origin if answer.value is None else _ref(answer.value)
+            how = "given up"
+            try:
+                await self._pull(flight, blob, source)
+                how = "done"
+                return
+            except DiscoroError as error:
+                if source is origin:
+                    raise
+                log.info("! file %.12s did not come from %s: %s", blob.digest, source.name, error)
+                how = "failed"
+            finally:
+                with contextlib.suppress(DiscoroError):
+                    self._around.tell(origin, "pulled", {**_named(blob), "how": how})
+
+    async def _pull(self, flight: _Flight, blob: Blob, source: CoroRef) -> None:
+        """Piece by piece, with a window of them on the way; one that broke before goes on."""
+        receiving = flight.receiving = self.store.begin(blob)
+        on_the_way: set[asyncio.Task[None]] = set()
+        try:
+            while not receiving.complete:
+                while (index := receiving.next_piece()) is not None:
+                    on_the_way.add(asyncio.ensure_future(self._read(receiving, index, source)))
+                finished, on_the_way = await asyncio.wait(on_the_way, return_when=asyncio.FIRST_COMPLETED)
+                for task in finished:
+                    task.result()
+        except BaseException:
+            await _ended(on_the_way)  # before anybody begins where this one broke
+            self.store.pause(receiving)
+            raise
+        self.store.finish(receiving)
+
+    async def _read(self, receiving: Receiving, index: int, source: CoroRef) -> None:
+        blob, came = receiving.blob, False
+        try:
+            async with self._reads:
+                answer = await self._around.request(source, "read", {**_named(blob), "piece": index})
+                if len(answer.body) != 1:
+                    raise ProtocolError(f"file {blob.digest:.12}: piece {index} came in {len(answer.body)} parts")
+                receiving.check(index, answer.body[0])
+                if blob.length(index) < IN_THREAD:
+                    digest = self.store.write(blob, index, answer.body[0])
+                else:
+                    digest = await asyncio.to_thread(self.store.write, blob, index, answer.body[0])
+            receiving.came(index, digest)
+            came = True
+        finally:
+            if not came:
+                receiving.failed(index)
+
+    # -------------------------------------------------------------- progress
+
+    @contextlib.contextmanager
+    def _saying(self, done: Callable[[], int], total: int, count: Count | None) -> Iterator[None]:
+        """Who watches is told how far it is, now and then in this block, and at its good end."""
+        if count is None:
+            yield
+            return
+
+        async def say() -> None:
+            while True:
+                count(done(), total)
+                await asyncio.sleep(TOLD_EVERY)
+
+        saying = asyncio.ensure_future(say())
+        try:
+            yield
+        finally:
+            saying.cancel()
+        count(total, total)
+
+    def _teller(self, to: CoroRef, number: object) -> Count | None:
+        """What tells that process, if it watches."""
+        return partial(self._tell_progress, to, number) if type(number) is int else None
+
+    def _tell_progress(self, to: CoroRef, number: int, done: int, total: int) -> None:
+        with contextlib.suppress(DiscoroError):
+            self._around.tell(to, "progress", {"number": number, "done": done, "total": total})
+
+    def _on_progress(self, incoming: Incoming) -> None:
+        match incoming.arguments:
+            case {"number": int(number), "done": int(done), "total": int(total)}:
+                watch = self._watching.get(number)
+            case _:
+                raise ProtocolError("progress without number, done and total")
+        incoming.reply(0)
+        if watch is not None:
+            watch(done, total)
+
+    # -------------------------------------------------------------- a node, for its workers
+
+    async def _on_bring(self, incoming: Incoming) -> None:
+        """A worker, or whoever broadcasts, wants a blob to be here; it stays until the asker has released it, or is lost."""
+        blob, origin = _blob_in(incoming), _ref(incoming.arguments.get("origin"))
+        self.store.hold(incoming.peer.birth, [blob])
+        count = self._teller(process_of(incoming.peer), incoming.arguments.get("progress"))
+        with self._saying(lambda: self._flights[blob].received if blob in self._flights else 0, blob.size, count):
+            await self.get(blob, origin)
+        incoming.reply(0)
+
+    def _on_release(self, incoming: Incoming) -> None:
+        """All that was brought for the asker is not needed by it any more, or what its body lists."""
+        self.store.release(incoming.peer.birth, _blobs_in(incoming) if incoming.body else None)
+        incoming.reply(0)
+
+    # -------------------------------------------------------------- the origin, for nodes
+
+    def copies(self, blob: Blob) -> int:
+        """How many times this process has handed out that blob to nodes, as its origin."""
+        return self._plans[blob].own if blob in self._plans else 0
+
+    def _on_source(self, incoming: Incoming) -> None:
+        """A node asks whom to pull a blob from; it is told when its turn has come."""
+        blob = _blob_in(incoming)
+        self._source(blob)
+        plan = self._plans.setdefault(blob, Copies())
+        self._plans.move_to_end(blob)
+        if len(self._plans) > PLANS:
+            self._plans.popitem(last=False)
+        self._asking[blob, incoming.peer.birth] = incoming
+        self._assign(blob, plan.want(incoming.peer.birth))
+
+    def _on_pulled(self, incoming: Incoming) -> None:
+        blob, node = _blob_in(incoming), incoming.peer.birth
+        plan = self._plans.get(blob)
+        match incoming.arguments.get("how"):
+            case _ if plan is None:
+                pass
+            case "done":
+                self._assign(blob, plan.done(node))
+            case "failed":
+                self._assign(blob, plan.failed(node))
+            case _:
+                self._assign(blob, plan.lost(node))
+        incoming.reply(0)
+
+    def _assign(self, blob: Blob, assignments: Sequence[Assignment]) -> None:
+        for node, source in assignments:
+            incoming, ref = self._asking.pop((blob, node), None), self._around.process(source) if source else None
+            if incoming is None:  # it has given up meanwhile
+                self._assign(blob, self._plans[blob].lost(node))
+            elif source is not None and ref is None:  # the link with that one is lost, which is told in a moment
+                self._asking[blob, node] = incoming
+                self._assign(blob, self._plans[blob].failed(node))
+            else:
+                incoming.reply(None if ref is None else ref.to_plain())
+
+    def peer_lost(self, birth: int) -> None:
+        """That process is gone: it neither wants nor serves anything, and what was brought for it is not held any more."""
+        if self._made is not None:
+            self._made.release(birth)
+        for blob, node in [key for key in self._asking if key[1] == birth]:
+            del self._asking[blob, node]
+        for blob, plan in list(self._plans.items()):
+            self._assign(blob, plan.lost(birth))
+
+
+async def _ended(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _named(blob: Blob) -> dict[str, Any]:
+    return {"digest": blob.digest, "size": blob.size}
+
+
+def _blob_in(incoming: Incoming) -> Blob:
+    return checked_blob(incoming.arguments.get("digest"), incoming.arguments.get("size"))
+
+
+def _blobs_in(incoming: Incoming) -> list[Blob]:
+    match messages.unpack(incoming.body[0], MAX_LIST):
+        case [*listed] if all(isinstance(each, list) and len(each) == 2 for each in listed):
+            return [checked_blob(*each) for each in listed]
+    raise ProtocolError("a list of files that is none")
+
+
+def _ref(values: Any) -> CoroRef:
+    try:
+        return CoroRef.from_plain(values)
+    except ValueError:
+        raise ProtocolError("a file from nobody") from None
+
+
+def process_of(peer: Greeting) -> CoroRef:
+    """That process itself, to be asked."""
+    return CoroRef(peer.node, peer.pid, peer.birth, 0, peer.name, peer.addresses)
