@@ -178,10 +178,10 @@ def test_a_module_without_a_file_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     module = types.ModuleType("made_up")
     with pytest.raises(ConfigError, match="module made_up has no file"):
         Computation(square, depends=[module])
-    (tmp_path / "space").mkdir()
+    (tmp_path / "empty_space").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match="module space has no file"):
-        Computation(square, depends=[__import__("space")])
+    with pytest.raises(ConfigError, match="module empty_space has no file"):
+        Computation(square, depends=[__import__("empty_space")])
 
 
 def test_modules_that_every_python_has_are_not_sent() -> None:
