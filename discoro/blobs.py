@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from discoro.errors import ProtocolError
@@ -39,9 +39,12 @@ class Blob(NamedTuple):
         return min(PIECE, self.size - index * PIECE)
 
 
-def piece_digest(data: Part) -> bytes:
-    """The BLAKE2b digest (RFC 7693) of one piece. Threads can do this side by side: it holds no lock of Python's."""
-    return hashlib.blake2b(data, digest_size=DIGEST_BYTES, person=_PIECE).digest()
+def piece_digest(*data: Part) -> bytes:
+    """The BLAKE2b digest (RFC 7693) of one piece, in parts. Threads can do this side by side: it holds no lock of Python's."""
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES, person=_PIECE)
+    for part in data:
+        digest.update(part)
+    return digest.digest()
 
 
 def blob_of(size: int, digests: Iterable[bytes]) -> Blob:
@@ -87,9 +90,9 @@ class Receiving:
         self._asked.add(self._next)
         return self._next
 
-    def check(self, index: int, data: Part) -> None:
-        """ProtocolError where these bytes have not the length of that piece."""
-        wanted, came = self.blob.length(index), memoryview(data).nbytes
+    def check(self, index: int, data: Sequence[Part]) -> None:
+        """ProtocolError where these bytes, in parts, have not the length of that piece."""
+        wanted, came = self.blob.length(index), sum(memoryview(part).nbytes for part in data)
         if came != wanted:
             raise ProtocolError(f"file {self.blob.digest:.12}: {came} bytes came for piece {index}, which has {wanted}")
 

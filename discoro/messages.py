@@ -416,8 +416,8 @@ class Assembler:
     """Puts the pieces of one link's large operations together again.
 
     `add` gives the operation with its last piece, None before. What the first piece announces is checked with it, and what
-    really comes with each; memory is taken as bytes come, not as they are announced. The bodies are bytearrays: what is built
-    on them is writable.
+    really comes with each; memory is taken as bytes come, not as they are announced. A part that came in one piece is that
+    piece; any other is put together in memory that is writable.
     """
 
     def __init__(self) -> None:
@@ -454,35 +454,54 @@ class _Stream:
         if not header or type(header[0]) is not int or header[0] not in _WITH_BODY:
             raise ProtocolError("pieces of an operation that has no body")
         self.sizes = sizes
-        self.parts: list[bytearray | memoryview] = []  # those that were begun
-        self.filled = 0  # bytes of the last of them
+        self.parts: list[Part] = []  # those that are whole
         self.missing = sum(sizes)
-        self._begin_parts()
+        self._room: bytearray | memoryview | None = None  # of the part that is being filled
+        self._filled = 0
+        self._take_empty()
         self.operation = _operation(header[0], header[1:], self._claim)
 
     def fill(self, piece: Part) -> None:
-        part, end = self.parts[-1], self.filled + _nbytes(piece)
-        if end > len(part):
-            raise ProtocolError("a piece longer than its operation announced")
-        part[self.filled : end] = piece
-        self.missing -= end - self.filled
-        self.filled = end
-        self._begin_parts()
+        count, size = _nbytes(piece), self.sizes[len(self.parts)] if self.missing else 0
+        if not count:
+            return
+        if self._room is None and count == size:  # a part in one piece is taken as it came
+            self._add(piece)
+        else:
+            self._copy(piece, count, size)
+        self.missing -= count
 
-    def _begin_parts(self) -> None:
-        """Where the last part is whole, make room for the next one that has bytes in it."""
-        while len(self.parts) < len(self.sizes) and (not self.parts or self.filled == len(self.parts[-1])):
-            size = self.sizes[len(self.parts)]
-            try:
-                self.parts.append(room(size))
-            except MemoryError:
-                raise ProtocolError(f"an operation with {size} bytes in one part, for which there is no memory here") from None
-            self.filled = 0
+    def _copy(self, piece: Part, count: int, size: int) -> None:
+        if self._filled + count > size:
+            raise ProtocolError("a piece longer than its operation announced")
+        if self._room is None:
+            self._room = _room(size)
+        self._room[self._filled : self._filled + count] = piece
+        self._filled += count
+        if self._filled == size:
+            self._add(self._room)
+
+    def _add(self, part: Part) -> None:
+        self.parts.append(part)
+        self._room, self._filled = None, 0
+        self._take_empty()
+
+    def _take_empty(self) -> None:
+        """Parts without bytes, which no piece brings."""
+        while len(self.parts) < len(self.sizes) and not self.sizes[len(self.parts)]:
+            self.parts.append(bytearray())
 
     def _claim(self, field: Any) -> Sequence[Part]:
         if type(field) is not int or field != len(self.sizes):
             raise ProtocolError("an operation whose number of parts is not what it announced")
         return self.parts
+
+
+def _room(size: int) -> bytearray | memoryview:
+    try:
+        return room(size)
+    except MemoryError:
+        raise ProtocolError(f"an operation with {size} bytes in one part, for which there is no memory here") from None
 
 
 # ------------------------------------------------------------------ checks: one function per kind of field

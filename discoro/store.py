@@ -24,11 +24,15 @@ BROKEN = 16  # transfers that broke, and may go on: each is as large as what cam
 
 
 class Store:
-    """The blobs in one directory, and those on their way there. `max_file_size` in bytes, 0: no limit."""
+    """The blobs in one directory, and those on their way there. `max_file_size` in bytes, 0: no limit.
 
-    def __init__(self, directory: Path, max_file_size: int = 0) -> None:
+    Without `removes` the directory is another process's: what this one puts there is that one's to remove.
+    """
+
+    def __init__(self, directory: Path, max_file_size: int = 0, removes: bool = True) -> None:
         self._directory = private_directory(directory)
         self._limit = max_file_size
+        self._removes = removes
         self._here: OrderedDict[Blob, int] = OrderedDict()  # of this process, the last used last: when written
         self._holders: dict[Hashable, set[Blob]] = {}
         self._broken: OrderedDict[Blob, Receiving] = OrderedDict()  # the latest last
@@ -57,7 +61,8 @@ class Store:
         if found.st_size != blob.size or self._here.get(blob, found.st_mtime_ns) != found.st_mtime_ns:
             self._forget(blob)
             return False
-        if blob in self._here:
+        if self._removes:  # one that another process put here as well
+            self._here[blob] = found.st_mtime_ns
             self._here.move_to_end(blob)
         return True
 
@@ -77,7 +82,8 @@ class Store:
         left = self._holders.pop(holder, set())
         if blobs is not None and left.difference(blobs):
             self._holders[holder] = left.difference(blobs)
-        self._make_room()
+        if left:
+            self._make_room()
 
     def is_held(self, blob: Blob) -> bool:
         """Whether somebody refers to it."""
@@ -110,8 +116,9 @@ class Store:
 
     def _forget(self, blob: Blob) -> None:
         self._here.pop(blob, None)
-        with contextlib.suppress(OSError):
-            self.path(blob).unlink()
+        if self._removes:
+            with contextlib.suppress(OSError):
+                self.path(blob).unlink()
 
     # -------------------------------------------------------------- what comes in
 
@@ -142,18 +149,18 @@ class Store:
             raise self._failed(blob, error) from error
         return Receiving(blob)
 
-    def write(self, blob: Blob, index: int, data: Part) -> bytes:
-        """Write one piece, in whatever thread; its digest. TransferFailed where the disk is full, or fails otherwise."""
+    def write(self, blob: Blob, index: int, data: Sequence[Part]) -> bytes:
+        """Write one piece, given in parts, in whatever thread; its digest. TransferFailed where the disk is full, or fails otherwise."""
         flags = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
         try:
             descriptor = os.open(self._aside(blob), flags)
             try:
-                _write_all(descriptor, memoryview(data).cast("B"), index * PIECE)
+                _write_all(descriptor, [memoryview(part).cast("B") for part in data], index * PIECE)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise self._failed(blob, error) from error
-        return piece_digest(data)
+        return piece_digest(*data)
 
     def finish(self, receiving: Receiving) -> None:
         """All of it came. ProtocolError, and nothing of it stays, where that is not what was named; TransferFailed."""
@@ -206,7 +213,8 @@ class Store:
         try:
             os.chmod(self._aside(blob), 0o400)  # it will be linked to other places: nobody writes to it there
             os.replace(self._aside(blob), self.path(blob))
-            self._here[blob] = self.path(blob).stat().st_mtime_ns
+            if self._removes:
+                self._here[blob] = self.path(blob).stat().st_mtime_ns
         except OSError as error:
             raise self._failed(blob, error) from error
 
@@ -229,10 +237,11 @@ def _take_room(descriptor: int, size: int) -> None:
         os.truncate(descriptor, size)
 
 
-def _write_all(descriptor: int, view: memoryview, at: int) -> None:
-    while view.nbytes:
-        written = os.pwrite(descriptor, view, at)
-        view, at = view[written:], at + written
+def _write_all(descriptor: int, views: list[memoryview], at: int) -> None:
+    for view in views:
+        while view.nbytes:
+            written = os.pwrite(descriptor, view, at)
+            view, at = view[written:], at + written
 
 
 def _pieces(parts: Sequence[Part]) -> Iterable[Part]:

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from discoro import messages
@@ -24,7 +25,7 @@ from discoro.blobs import PIECE, Blob, Receiving, checked_blob
 from discoro.copies import Assignment, Copies
 from discoro.errors import DiscoroError, ProtocolError, TooLarge, TransferFailed
 from discoro.files import MAX_LIST, Shipped, Source
-from discoro.messages import KIB, Greeting, Part
+from discoro.messages import KIB, PIECE_SIZE, Greeting, Part
 from discoro.progress import Count
 from discoro.references import CoroRef
 from discoro.requests import Answer, Incoming
@@ -88,6 +89,7 @@ class Transfers:
         self._asking: dict[tuple[Blob, int], Incoming] = {}  # nodes that wait to be told whom to pull from
         self._watching: dict[int, Count] = {}
         self._numbers = itertools.count(1)
+        self._bringing: dict[tuple[int, Blob], set[asyncio.Task[Any]]] = {}  # what is being brought, by the birth that asked
         self._reads = asyncio.Semaphore(READS)
         self._serves = asyncio.Semaphore(SERVED)
         self.handlers: dict[str, Handler] = {
@@ -108,6 +110,16 @@ class Transfers:
         if self._made is None:
             self._made = self._make_store()
         return self._made
+
+    def path(self, blob: Blob) -> Path | None:
+        """Where a blob lies that is here; None for any other. In any thread."""
+        if self._made is None and self._node is None:
+            return None  # a process without a store has no blobs; a worker has its node's
+        path = self.store.path(blob)
+        try:
+            return path if path.stat().st_size == blob.size else None
+        except OSError:
+            return None
 
     # -------------------------------------------------------------- offering
 
@@ -149,7 +161,8 @@ class Transfers:
                 data = source.read_piece(index)
             else:
                 data = await asyncio.to_thread(source.read_piece, index)
-        incoming.reply(0, [data])
+        view = memoryview(data)  # in parts that travel as they are: whole, they would be put together over there
+        incoming.reply(0, [view[at : at + PIECE_SIZE] for at in range(0, len(view), PIECE_SIZE)])
 
     # -------------------------------------------------------------- fetching
 
@@ -219,7 +232,7 @@ class Transfers:
                 flight.waiting -= 1
                 if not flight.waiting:
                     flight.task.cancel()
-            if flight.origin == origin.birth:
+            if flight.origin == origin.birth and not flight.task.cancelled():  # by who waited for it before
                 return flight.task.result()
 
     def _begin(self, blob: Blob, origin: CoroRef) -> _Flight:
@@ -278,13 +291,11 @@ class Transfers:
         try:
             async with self._reads:
                 answer = await self._around.request(source, "read", {**_named(blob), "piece": index})
-                if len(answer.body) != 1:
-                    raise ProtocolError(f"file {blob.digest:.12}: piece {index} came in {len(answer.body)} parts")
-                receiving.check(index, answer.body[0])
+                receiving.check(index, answer.body)
                 if blob.length(index) < IN_THREAD:
-                    digest = self.store.write(blob, index, answer.body[0])
+                    digest = self.store.write(blob, index, answer.body)
                 else:
-                    digest = await asyncio.to_thread(self.store.write, blob, index, answer.body[0])
+                    digest = await asyncio.to_thread(self.store.write, blob, index, answer.body)
             receiving.came(index, digest)
             came = True
         finally:
@@ -337,14 +348,39 @@ class Transfers:
         blob, origin = _blob_in(incoming), _ref(incoming.arguments.get("origin"))
         self.store.hold(incoming.peer.birth, [blob])
         count = self._teller(process_of(incoming.peer), incoming.arguments.get("progress"))
-        with self._saying(lambda: self._flights[blob].received if blob in self._flights else 0, blob.size, count):
+        with (
+            self._until_released(incoming.peer.birth, blob),
+            self._saying(lambda: self._flights[blob].received if blob in self._flights else 0, blob.size, count),
+        ):
             await self.get(blob, origin)
         incoming.reply(0)
 
+    @contextlib.contextmanager
+    def _until_released(self, birth: int, blob: Blob) -> Iterator[None]:
+        """This block is given up when the process that wanted the blob wants it no more."""
+        task, tasks = asyncio.current_task(), self._bringing.setdefault((birth, blob), set())
+        assert task is not None
+        tasks.add(task)
+        try:
+            yield
+        finally:
+            tasks.remove(task)
+            if not tasks:
+                del self._bringing[birth, blob]
+
     def _on_release(self, incoming: Incoming) -> None:
         """All that was brought for the asker is not needed by it any more, or what its body lists."""
-        self.store.release(incoming.peer.birth, _blobs_in(incoming) if incoming.body else None)
+        self._release(incoming.peer.birth, _blobs_in(incoming) if incoming.body else None)
         incoming.reply(0)
+
+    def _release(self, birth: int, blobs: Collection[Blob] | None = None) -> None:
+        """Nothing is kept for that process any more, or these blobs are not; nor brought, if they are on the way."""
+        for (asker, blob), tasks in self._bringing.items():
+            if asker == birth and (blobs is None or blob in blobs):
+                for task in tasks:
+                    task.cancel()
+        if self._made is not None:
+            self._made.release(birth, blobs)
 
     # -------------------------------------------------------------- the origin, for nodes
 
@@ -390,8 +426,7 @@ class Transfers:
 
     def peer_lost(self, birth: int) -> None:
         """That process is gone: it neither wants nor serves anything, and what was brought for it is not held any more."""
-        if self._made is not None:
-            self._made.release(birth)
+        self._release(birth)
         for blob, node in [key for key in self._asking if key[1] == birth]:
             del self._asking[blob, node]
         for blob, plan in list(self._plans.items()):

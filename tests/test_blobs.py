@@ -99,7 +99,7 @@ def test_a_piece_that_did_not_come_is_asked_for_next() -> None:
 def test_a_piece_of_another_length_is_refused(index: int, data: bytes) -> None:
     receiving = Receiving(Blob("a" * 64, PIECE + 1))
     with pytest.raises(ProtocolError, match=f"{len(data)} bytes came for piece {index}"):
-        receiving.check(index, data)
+        receiving.check(index, [data])
 
 
 def test_bytes_that_have_another_digest_are_never_verified() -> None:

@@ -25,7 +25,7 @@ def receive(store: Store, blob: Blob, data: bytes) -> Receiving:
     """All pieces of it that these bytes have, written."""
     receiving = store.begin(blob)
     while (index := receiving.next_piece()) is not None:
-        receiving.came(index, store.write(blob, index, data[index * PIECE : (index + 1) * PIECE]))
+        receiving.came(index, store.write(blob, index, [data[index * PIECE : (index + 1) * PIECE]]))
     return receiving
 
 
@@ -68,7 +68,7 @@ def test_a_link_in_the_place_of_a_part_is_not_followed(store: Store, tmp_path: P
     (store.directory / f"{blob.digest}.part").unlink()
     (store.directory / f"{blob.digest}.part").symlink_to(outside)
     with pytest.raises(TransferFailed, match="could not be written"):
-        store.write(blob, receiving.next_piece() or 0, b"hello")
+        store.write(blob, receiving.next_piece() or 0, [b"hello"])
     assert outside.read_bytes() == b"mine"
 
 
@@ -96,7 +96,7 @@ def test_a_disk_that_fails_in_the_middle_leaves_nothing(store: Store, monkeypatc
 
     monkeypatch.setattr(os, "pwrite", fail)
     with pytest.raises(TransferFailed, match="Input/output error"):
-        store.write(blob, 0, bytes(PIECE))
+        store.write(blob, 0, [bytes(PIECE)])
     assert files_below(store.directory) == []
 
 
@@ -113,10 +113,10 @@ def test_a_blob_is_whole_or_absent(store: Store) -> None:
     data = os.urandom(PIECE + 5)
     blob = blob_with(data)
     receiving = store.begin(blob)
-    receiving.came(1, store.write(blob, 1, data[PIECE:]))
+    receiving.came(1, store.write(blob, 1, [data[PIECE:]]))
     assert not store.has(blob)
     assert not store.path(blob).exists()
-    receiving.came(0, store.write(blob, 0, data[:PIECE]))
+    receiving.came(0, store.write(blob, 0, [data[:PIECE]]))
     store.finish(receiving)
     assert store.has(blob)
     assert store.path(blob).read_bytes() == data
@@ -167,7 +167,7 @@ def test_a_transfer_that_broke_goes_on_with_what_is_missing(store: Store) -> Non
     data = os.urandom(3 * PIECE)
     blob = blob_with(data)
     receiving = store.begin(blob)
-    receiving.came(2, store.write(blob, 2, data[2 * PIECE :]))
+    receiving.came(2, store.write(blob, 2, [data[2 * PIECE :]]))
     store.pause(receiving)
     again = store.begin(blob)
     assert [again.next_piece() for _ in range(3)] == [0, 1, None]
@@ -177,7 +177,7 @@ def test_a_transfer_that_broke_goes_on_with_what_is_missing(store: Store) -> Non
 def test_a_part_that_is_gone_is_begun_anew(store: Store) -> None:
     blob = blob_with(bytes(2 * PIECE))
     receiving = store.begin(blob)
-    receiving.came(0, store.write(blob, 0, bytes(PIECE)))
+    receiving.came(0, store.write(blob, 0, [bytes(PIECE)]))
     store.pause(receiving)
     (store.directory / f"{blob.digest}.part").unlink()
     assert store.begin(blob).received == 0
