@@ -48,7 +48,7 @@ from discoro.mailbox import Question
 from discoro.mesh import Mesh, current_mesh
 from discoro.outcomes import ExitNotice
 from discoro.presence import Peer, PeerStatus
-from discoro.program import join, run, servers
+from discoro.program import del_file, fetch_file, join, run, send_file, servers
 from discoro.queues import Queue
 from discoro.rci import RCI
 from discoro.references import CoroRef
@@ -102,8 +102,11 @@ __all__ = [
     "WorkerLost",
     "current_coro",
     "current_mesh",
+    "del_file",
     "discoro_server",
+    "fetch_file",
     "join",
     "run",
+    "send_file",
     "servers",
 ]

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from discoro.background import Background
 from discoro.computation import CLOSE_TIMEOUT, PING_TIMEOUT, Computation
 from discoro.coro import Coro
+from discoro.presence import Peer
+from discoro.progress import Count
 from discoro.references import CoroRef, Handle
 
 
@@ -131,6 +135,49 @@ class BlockingMesh:
         """A computation, to be set up at servers; see `discoro.Computation`."""
         self._background.check()
         return BlockingComputation(self, Computation(computation, depends, cleanup))
+
+    # -------------------------------------------------------------- files
+
+    def send_file(
+        self,
+        peer: Peer | Handle | BlockingCoro,
+        path: str | os.PathLike[str],
+        dir: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        timeout: float | None = None,
+        *,
+        progress: Count | bool | None = None,
+    ) -> int:
+        """Send a file or a directory to another process. Returns 0. See `Mesh.send_file`.
+
+        `progress` is called in the mesh's thread.
+        """
+        send = partial(self._background.mesh.send_file, _bare(peer), path, dir, overwrite, timeout, progress=progress)
+        return int(self._background.call(send))
+
+    def fetch_file(
+        self,
+        peer: Peer | Handle | BlockingCoro,
+        name: str | os.PathLike[str],
+        dir: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        timeout: float | None = None,
+        *,
+        progress: Count | bool | None = None,
+    ) -> Path:
+        """Fetch a file or a directory from another process. Returns its path here. See `Mesh.fetch_file`."""
+        fetch = partial(self._background.mesh.fetch_file, _bare(peer), name, dir, overwrite, timeout, progress=progress)
+        return Path(self._background.call(fetch))
+
+    def del_file(
+        self,
+        peer: Peer | Handle | BlockingCoro,
+        name: str | os.PathLike[str],
+        dir: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Remove a file or a directory at another process. Returns 0. See `Mesh.del_file`."""
+        return int(self._background.call(lambda: self._background.mesh.del_file(_bare(peer), name, dir, timeout)))
 
     # -------------------------------------------------------------- its own mailbox
 

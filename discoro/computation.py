@@ -34,8 +34,8 @@ from discoro.files import Shipped, Source, measure, packed_files
 from discoro.mesh import Mesh, current_mesh
 from discoro.messages import Part
 from discoro.modules import Referred, requirement_of
+from discoro.progress import Count, watching
 from discoro.references import CoroRef, Handle, Running
-from discoro.transfers import Count
 
 PING_TIMEOUT = 5.0  # seconds; a node answers in milliseconds however busy its workers are
 CLOSE_TIMEOUT = 10.0  # seconds that running coroutines get to end
@@ -85,13 +85,14 @@ class Computation:
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
         *,
-        progress: Count | None = None,
+        progress: Count | bool | None = None,
     ) -> int:
         """Transfer the computation to the server `peer`, once for each server, within `timeout` seconds. Returns 0.
 
         `func`, a plain function, is then executed there with `args` and `kwargs`, after the files are in place; the globals it
         sets are seen by the computation. Again at the same server, it replaces the computation for later runs.
-        `progress` is called with the bytes of files that have come there, and those that had to, about ten times a second.
+        `progress` is called with the bytes of files that have come there, and those that had to, about ten times a second; True
+        shows a bar on standard error where that is a terminal.
         Raises Timeout, SetupFailed (with what func raised as cause), PackagesMissing for what is not installed there,
         PackError, TooLarge, TransferFailed, PeerLost, WorkerLost, and ConfigError for a file that cannot be read. Nothing is
         left half-open: a setup that ran out of time while the code was being opened closes the computation at that server; one
@@ -216,11 +217,12 @@ class Computation:
         files: Sequence[tuple[Shipped, Source]],
         code: list[Part],
         call: list[Part],
-        progress: Count | None,
+        progress: Count | bool | None,
     ) -> CoroRef:
         """Ask the server to open the computation, and let it fetch the files; the discoro_server of the worker that did."""
         body = [packed_files(shipped for shipped, _ in files), *code, *call]
-        with mesh.transfers.offering([source for _, source in files], progress) as offered:
+        sources = [source for _, source in files]
+        with watching(progress, self.name) as watch, mesh.transfers.offering(sources, watch) as offered:
             arguments = self._arguments(name=self.name, cleanup=self._cleanup, files=1, code=len(code), **offered)
             try:
                 answer = await mesh.request(server, "setup", arguments, body)

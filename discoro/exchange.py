@@ -272,18 +272,22 @@ def process_meant(peer: Peer | Handle) -> CoroRef:
 
 
 def name_at_peer(name: str | os.PathLike[str], directory: str | os.PathLike[str] | None = None) -> str:
-    """The name of a file below the peer's directory for files, with /; "" for that itself. ConfigError where it leads out."""
+    """The name of a file below the peer's directory for files, with /. ConfigError where it is none, or leads out."""
     parts = [os.fspath(each) for each in (directory, name) if each is not None]
     for part in parts:
         if not isinstance(part, str):
-            raise ConfigError(f"{part!r:.80} is no name of a file")
+            raise ConfigError(f"{part!r:.80} is no name of a file: names are text")
         if os.path.isabs(part):
             raise ConfigError(f"{part!r:.80} is absolute: names at a peer are relative to its directory for files")
-    joined = PurePosixPath(*parts)
     try:
-        return checked_name(joined.as_posix()) if joined.parts else ""
+        return checked_name(PurePosixPath(*parts).as_posix())
     except ProtocolError as error:
         raise ConfigError(str(error)) from None
+
+
+def directory_at_peer(directory: str | os.PathLike[str] | None) -> str:
+    """The same for a directory; "" for the peer's directory for files itself."""
+    return name_at_peer(directory) if directory is not None and PurePosixPath(directory).parts else ""
 
 
 def _chosen(directory: str | os.PathLike[str]) -> Inside:

@@ -84,9 +84,7 @@ def checked_name(name: str) -> str:
     parts = name.split("/")
     odd = any(c in '\\:*?"<>|' or ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name)
     if odd or any(part in ("", ".", "..") or part.endswith((" ", ".")) for part in parts):
-        raise ProtocolError(
-            f"the file name {name!r:.80} could leave its directory, or is no name everywhere"
-        )
+        raise ProtocolError(f"the file name {name!r:.80} could leave its directory, or is no name everywhere")
     if len(name.encode()) > 4 * MAX_NAME:
         raise ProtocolError(f"the file name {name!r:.80} has more than {4 * MAX_NAME} bytes")
     return name

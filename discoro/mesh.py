@@ -30,6 +30,7 @@ from discoro.coro import Coro, host_here, sender
 from discoro.directory import ClientDirectory
 from discoro.driving import check_coroutine
 from discoro.errors import DiscoroError, NoSuchCoro, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
+from discoro.exchange import Exchange, directory_at_peer, name_at_peer, process_meant
 from discoro.exits import Exits
 from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, Finding, whereabouts, with_port
 from discoro.interfaces import interfaces
@@ -43,6 +44,7 @@ from discoro.options import MeshOptions, Place
 from discoro.outcomes import EXCEPTION, LINKED, PARENT, TERMINATED, UNKNOWN, Outcome
 from discoro.peers import Peers
 from discoro.presence import Peer, Presence
+from discoro.progress import Count
 from discoro.references import CoroRef, Handle, current_host
 from discoro.requests import Answer, Incoming, Requests
 from discoro.sending import Sending, lane_here
@@ -140,7 +142,9 @@ class Mesh:
         self._answers = Answers(self, self._exits, self.handlers)
         self.sending = Sending(self, self._exits)
         self.transfers = Transfers(self, self._make_store, self._place.fetcher)
-        self.handlers |= self.transfers.handlers
+        self._exchange = Exchange(self, self.transfers, options.max_file_size)
+        self._resources.callback(self._exchange.close)
+        self.handlers |= self.transfers.handlers | self._exchange.handlers
         is_worker = self._place.role == "worker"
         found = Finding(self, self.interfaces, options.mdns and not options.local and not is_worker, self.security.open)
         self._presence = Presence(self, self._peers, found)
@@ -164,7 +168,8 @@ class Mesh:
         self._place = dataclasses.replace(self._place, files=files, blobs=blobs)
 
     def _make_store(self) -> Store:
-        return Store(self._place.blobs or self._directory.blobs, self.options.max_file_size)
+        own = self._place.fetcher is None  # a worker's directory for blobs is its node's
+        return Store(self._place.blobs or self._directory.blobs, self.options.max_file_size, removes=own)
 
     def _greeting(self) -> Greeting:
         birth = secrets.randbits(63) + 1
@@ -397,6 +402,65 @@ class Mesh:
     def ignore_peers(self, flag: bool) -> None:
         self.in_loop(self._presence.set_ignore_peers, flag)
 
+    # -------------------------------------------------------------- files
+
+    async def send_file(
+        self,
+        peer: Peer | Handle,
+        path: str | os.PathLike[str],
+        dir: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        timeout: float | None = None,
+        *,
+        progress: Count | bool | None = None,
+    ) -> int:
+        """Send a file, or a directory with all that travels of it, to another process. Returns 0 once it lies there, whole.
+
+        `peer` is a Peer, or any reference, whose process is meant. It gets its base name below the peer's directory for files,
+        there below `dir`: a worker's current directory, `--dest_path` of a node, `dest_path` of a client. A file that is there
+        with the same content does not travel. `progress` is called with the bytes that have come there and those that had to,
+        about ten times a second; True shows a bar on standard error where that is a terminal.
+
+        Raises Timeout after `timeout` seconds; ConfigError for what cannot be read, or a `dir` that is not below;
+        TransferFailed where another file has the name, unless `overwrite`, or it cannot be written there; TooLarge past the
+        peer's max_file_size; PeerLost, WorkerLost, Unreachable. A file is then there whole or not at all, and sent again, it
+        goes on where it broke.
+        """
+        await self._exchange.send(process_meant(peer), path, directory_at_peer(dir), overwrite, timeout, progress)
+        return 0
+
+    async def fetch_file(
+        self,
+        peer: Peer | Handle,
+        name: str | os.PathLike[str],
+        dir: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        timeout: float | None = None,
+        *,
+        progress: Count | bool | None = None,
+    ) -> Path:
+        """Fetch a file, or a directory with all that travels of it, from another process. Returns where it lies here.
+
+        `name` is relative to the peer's directory for files. It gets its base name in the directory `dir` of this machine,
+        made where it is missing; None: in this process's own directory for files. The rest is as for `send_file`.
+        """
+        return await self._exchange.fetch(process_meant(peer), name_at_peer(name), dir, overwrite, timeout, progress)
+
+    async def del_file(
+        self,
+        peer: Peer | Handle,
+        name: str | os.PathLike[str],
+        dir: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Remove a file or a directory below a peer's directory for files, there below `dir`. Returns 0.
+
+        Directories above it that are then empty go too. Raises TransferFailed where there is none, or it cannot be removed;
+        ConfigError, Timeout, PeerLost, WorkerLost, Unreachable.
+        """
+        await self._exchange.remove(process_meant(peer), name_at_peer(name, dir), timeout)
+        return 0
+
     # -------------------------------------------------------------- what Peers tells
 
     def opened(self, link: Link) -> None:
@@ -439,6 +503,7 @@ class Mesh:
         self.sending.lost_messages += self.sending.holding.link_lost(link, error)
         self._names.peer_lost(link.birth)
         self.transfers.peer_lost(link.birth)
+        self._exchange.peer_lost(link.birth)
         for coro in self.coros():
             if coro.service is not None:
                 coro.service.on_peer_lost(link.birth)

@@ -1,14 +1,18 @@
-"""A program's own door to the mesh: `run` for a script, `servers` for who uses all of them, `join`."""
+"""A program's own door to the mesh: `run` for a script, `servers` for who uses all of them, `join`; files for peers."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from discoro.driving import check_coroutine, from_user
 from discoro.mesh import Mesh, current_mesh
-from discoro.references import CoroRef
+from discoro.presence import Peer
+from discoro.progress import Count
+from discoro.references import CoroRef, Handle
 
 
 def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:
@@ -51,6 +55,42 @@ async def join(timeout: float | None = None) -> int:
     that still run.
     """
     return await current_mesh().join(timeout)
+
+
+async def send_file(
+    peer: Peer | Handle,
+    path: str | os.PathLike[str],
+    dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    timeout: float | None = None,
+    *,
+    progress: Count | bool | None = None,
+) -> int:
+    """Send a file or a directory to another process; used with yield or await. Returns 0. See `Mesh.send_file`."""
+    return await current_mesh().send_file(peer, path, dir, overwrite, timeout, progress=progress)
+
+
+async def fetch_file(
+    peer: Peer | Handle,
+    name: str | os.PathLike[str],
+    dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    timeout: float | None = None,
+    *,
+    progress: Count | bool | None = None,
+) -> Path:
+    """Fetch a file or a directory from another process; used with yield or await. Returns its path. See `Mesh.fetch_file`."""
+    return await current_mesh().fetch_file(peer, name, dir, overwrite, timeout, progress=progress)
+
+
+async def del_file(
+    peer: Peer | Handle,
+    name: str | os.PathLike[str],
+    dir: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+) -> int:
+    """Remove a file or a directory at another process; used with yield or await. Returns 0. See `Mesh.del_file`."""
+    return await current_mesh().del_file(peer, name, dir, timeout)
 
 
 def _loop_runs() -> bool:

@@ -150,7 +150,7 @@ class Store:
         return Receiving(blob)
 
     def write(self, blob: Blob, index: int, data: Sequence[Part]) -> bytes:
-        """Write one piece, given in parts, in whatever thread; its digest. TransferFailed where the disk is full, or fails otherwise."""
+        """Write one piece, given in parts, in whatever thread; its digest. TransferFailed where the disk is full, or fails."""
         flags = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
         try:
             descriptor = os.open(self._aside(blob), flags)
