@@ -15,6 +15,7 @@ import enum
 import functools
 import importlib
 import io
+import os
 import pickle
 import sys
 import types
@@ -27,7 +28,7 @@ from typing import Any
 from discoro.modules import travels_as_file
 
 MARK = __name__.encode()  # stands in every pickle that needs a CodeUnpickler
-CLASSES_KEPT = 1000  # built from messages, by digest; a program defines far fewer, a loop may not
+CLASSES_KEPT = 1000  # by identity; a program defines far fewer, a loop may not
 HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, so it can be made again
 _GIVEN = ("__name__", "__builtins__")
 
@@ -51,7 +52,7 @@ class Namespace:
         self.label = label
         self.directory = directory
         self.files = frozenset(files)
-        self.built: dict[bytes, type] = {}  # by digest: classes that came with a message
+        self.known: dict[bytes, type] = {}  # by identity: classes that came by value
         self._modules: dict[str, dict[str, Any]] = {}
         self._marks: tuple[bytes, ...] = ()
 
@@ -110,28 +111,31 @@ def find_here(module: str, qualname: str) -> object | None:
     return walk(vars(found), qualname) if found is not None else None
 
 
-# ---- classes that came with messages ---------------------------------------------------------------
+# ---- which class is which ------------------------------------------------------------------------
 
-_class_bytes: weakref.WeakKeyDictionary[type, tuple[bytes, bytes]] = weakref.WeakKeyDictionary()
-_built_here: dict[bytes, type] = {}  # by digest: classes from here, or of no namespace
-
-
-def bytes_of_class(cls: type) -> tuple[bytes, bytes] | None:
-    """(digest, the class by value), where it travelled before."""
-    return _class_bytes.get(cls)
+_identities: weakref.WeakKeyDictionary[type, bytes] = weakref.WeakKeyDictionary()
+_known_here: dict[bytes, type] = {}  # by identity: classes from here, or of no namespace
+bytes_of_class: weakref.WeakKeyDictionary[type, bytes] = weakref.WeakKeyDictionary()  # by value, as it travelled first
 
 
-def remember_own_class(cls: type, digest: bytes, code: bytes) -> None:
-    """Keep a class of this process that is sent, so that it is found when it comes back."""
-    _remember(_built_here, cls, digest, code)
+def identity_of(cls: type) -> bytes:
+    """What a class shares with its copies elsewhere and with no other; drawn when it first travels.
+
+    A name leads to none that was made in a function, or in a namespace that is no module: by its identity an instance that
+    comes back is one of the same class all the same.
+    """
+    identity = _identities.get(cls)
+    if identity is None:
+        identity = os.urandom(16)
+        _remember(_known_here, cls, identity)
+    return identity
 
 
-def _remember(built: dict[bytes, type], cls: type, digest: bytes, code: bytes) -> None:
-    """Keep a class by its digest, and its bytes: an instance that comes back is one of the same class."""
-    if len(built) >= CLASSES_KEPT:
-        del built[next(iter(built))]
-    built[digest] = cls
-    _class_bytes[cls] = digest, code
+def _remember(known: dict[bytes, type], cls: type, identity: bytes) -> None:
+    if len(known) >= CLASSES_KEPT:
+        del known[next(iter(known))]
+    known[identity] = cls
+    _identities[cls] = identity
 
 
 # ---- one load ------------------------------------------------------------------------------------
@@ -147,6 +151,7 @@ class Builder:
     def __init__(self, namespace: Namespace | None, keep: bool) -> None:
         self.here = namespace is None
         self.namespace = namespace or Namespace("a message")
+        self.known = _known_here if self.here else self.namespace.known
         self.keep = keep
         self.made: dict[int, type] = {}
         self.hooks: list[tuple[type, object]] = []
@@ -271,6 +276,7 @@ def set_class(builder: Builder, cls: type, state: dict[str, Any]) -> None:
     """The attributes of a class that this load made; one that was here already has its own."""
     if id(cls) not in builder.made:
         return
+    _remember(builder.known, cls, state["identity"])
     for name, value in state["attributes"].items():
         if name == "__init_subclass__":
             builder.hooks.append((cls, value))
@@ -280,17 +286,14 @@ def set_class(builder: Builder, cls: type, state: dict[str, Any]) -> None:
         getattr(cls, name).__dict__.update(carried)
 
 
-def make_known_class(builder: Builder, module: str, qualname: str, digest: bytes, code: Any) -> type:
-    """The class of that name here; where there is none, the one built from its bytes, once per digest."""
-    known = builder.find_class(module, qualname) or _built_here.get(digest)
-    if known is not None:
-        return known
-    built = _built_here if builder.here else builder.namespace.built
-    if digest not in built:
+def make_known_class(builder: Builder, module: str, qualname: str, identity: bytes, code: Any) -> type:
+    """The class of that name here, or of that identity; where there is none, built from its bytes."""
+    found = builder.find_class(module, qualname) or builder.known.get(identity) or _known_here.get(identity)
+    if found is None:
         code = bytes(code)
-        cls = load(code, Builder(None if builder.here else builder.namespace, keep=True))
-        _remember(built, cls, digest, code)
-    return built[digest]
+        found = load(code, Builder(None if builder.here else builder.namespace, keep=True))
+        bytes_of_class[found] = code
+    return found
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {

@@ -75,11 +75,17 @@ def _static(flow: _Flow, index: int, package: str) -> Import | None:
 
 def _dynamic(flow: _Flow, index: int, package: str) -> Import | None:
     """`import_module("a.b")` and `__import__("a.b")`, whoever's functions these are: some return None where there is none."""
-    step, argument = flow.steps[index], flow.steps[min(index + 1, len(flow.steps) - 1)]
-    if step.argval not in _DYNAMIC or not step.opname.startswith("LOAD_") or argument.opname != "LOAD_CONST":
+    step, *arguments = flow.steps[index : index + 3]
+    if step.argval not in _DYNAMIC or not step.opname.startswith("LOAD_"):
         return None
-    module = _absolute(argument.argval, package) if isinstance(argument.argval, str) else None
+    name, home = (_text(each) for each in [*arguments, step, step][:2])  # home as in import_module(".a", "package")
+    module = _absolute(name, home or package) if name else None
     return Import(module, (), certain=False) if module else None
+
+
+def _text(step: dis.Instruction) -> str:
+    """The text that this step loads as it stands there, or none."""
+    return step.argval if step.opname == "LOAD_CONST" and isinstance(step.argval, str) else ""
 
 
 def _absolute(name: str, package: str) -> str | None:

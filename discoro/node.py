@@ -269,15 +269,17 @@ class Slot:
     # -------------------------------------------------------------- closing
 
     async def _close_in(self, worker: Worker, number: str, timeout: float, func: Sequence[Part]) -> None:
-        held = worker.computations[number]
+        held = worker.computations.get(number)
+        if held is None:  # it was replaced, and its last coroutine has ended since it was found
+            return
         arguments = {"id": number, "timeout": timeout, "code": 0}
         body = () if held.replaced else func
         try:
             await self._mesh.request(worker.server, "close", arguments, body, timeout=timeout + CLOSE_LATER)
         except Timeout:
             raise await self._kill_busy(worker, held, timeout) from None
-        except NotSetUp:
-            if not held.replaced:  # else its last coroutine has ended meanwhile, and it is closed
+        except (NotSetUp, WorkerLost):
+            if not held.replaced:  # else its last coroutine has ended meanwhile: it is closed, and its worker may have ended
                 raise
         except Stuck as error:
             await self._workers.kill(worker, f"{error}; it was killed with all it ran")

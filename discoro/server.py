@@ -38,6 +38,7 @@ from discoro.mesh import Mesh, current_mesh
 from discoro.messages import MAX_NAME, Greeting, Part
 from discoro.outcomes import CLOSED
 from discoro.requests import Incoming, Service, answering
+from discoro.script import calling
 from discoro.transfers import process_of
 
 log = logging.getLogger("discoro.server")
@@ -353,7 +354,8 @@ class Computations:
 
 def _built(code: Sequence[Part], namespace: payload.Namespace) -> Callable[..., Any]:
     """The function of a computation; what it depends on follows it, and is found by name."""
-    functions = payload.unpack_code(code, namespace)
+    with calling(namespace):
+        functions = payload.unpack_code(code, namespace)
     if not functions or not callable(functions[0]):
         raise ProtocolError("setup without a function")
     function: Callable[..., Any] = functions[0]
@@ -384,7 +386,8 @@ def _call(body: Sequence[Part], namespace: payload.Namespace, failed: type[Disco
         case _:
             raise ProtocolError(f"{when} without a function, a tuple and a dict")
     try:
-        func(*args, **kwargs)
+        with calling(namespace):
+            func(*args, **kwargs)
     except BaseException as error:  # the user's own, SystemExit too: it goes back to the one who sent the function
         said = "".join(traceback.format_exception_only(error)).strip()  # which takes errors whose own str() fails
         raise failed(f"func {func.__name__} of {when} raised {said}") from error

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dis
 import enum
 import functools
-import hashlib
 import importlib
 import io
 import os
@@ -38,11 +37,11 @@ from discoro.building import (
     Seeds,
     bytes_of_class,
     find_here,
+    identity_of,
     make_class,
     make_enum,
     make_function,
     make_known_class,
-    remember_own_class,
     set_cell,
     set_class,
     set_function,
@@ -246,10 +245,10 @@ class MessagePickler(CodePickler):
 
     def reduce_own_class(self, cls: type) -> Any:
         """The class as its name, and as bytes for who does not know the name."""
-        digest, code = _class_as_bytes(cls)
+        code = _class_as_bytes(cls)
         if self.referred is not None and cls in _class_refers:
             self.referred.add(_class_refers[cls])
-        return make_known_class, (cls.__module__, cls.__qualname__, digest, pickle.PickleBuffer(code))
+        return make_known_class, (cls.__module__, cls.__qualname__, identity_of(cls), pickle.PickleBuffer(code))
 
 
 def _reducer_for(kind: type) -> Reducer | None:
@@ -271,17 +270,15 @@ def _reducer_of_data(kind: type) -> Reducer | None:
 _class_refers: weakref.WeakKeyDictionary[type, Referred] = weakref.WeakKeyDictionary()
 
 
-def _class_as_bytes(cls: type) -> tuple[bytes, bytes]:
-    """(digest, the class by value), made once: a class changed afterwards travels as it first was."""
-    known = bytes_of_class(cls)
+def _class_as_bytes(cls: type) -> bytes:
+    """The class by value, packed once: a class changed afterwards travels as it first was."""
+    known = bytes_of_class.get(cls)
     if known is None:
         file, referred = io.BytesIO(), Referred()
         pickler = CodePickler(file, 5, referred=referred)
         pickler.with_files = False
         pickler.dump(cls)
-        code = file.getvalue()
-        known = hashlib.blake2b(code, digest_size=16).digest(), code
-        remember_own_class(cls, *known)
+        known = bytes_of_class[cls] = file.getvalue()
         _class_refers[cls] = referred
     return known
 
@@ -383,7 +380,7 @@ def _reduce_plain_class(cls: type, over: str) -> Any:
     for name in own.keys() & {"__slots__", "__orig_bases__"}:
         seeds[name] = own.pop(name)
     args = (over, type(cls), cls.__name__, cls.__bases__, seeds)
-    return make_class, args, {"attributes": own}, None, None, set_class
+    return make_class, args, {"attributes": own, "identity": identity_of(cls)}, None, None, set_class
 
 
 def _own_attributes(cls: type) -> dict[str, Any]:
@@ -409,7 +406,8 @@ def _reduce_enum(cls: enum.EnumType, over: str) -> Any:
     seeds = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     values = {name: member.value for name, member in members.items()}
     args = (over, type(cls), cls.__name__, cls.__bases__, seeds, values)
-    return make_enum, args, {"attributes": own, "members": carried}, None, None, set_class
+    state = {"attributes": own, "members": carried, "identity": identity_of(cls)}
+    return make_enum, args, state, None, None, set_class
 
 
 def _is_made_by_enum(name: str) -> bool:
@@ -453,7 +451,8 @@ def _reduce_type_variable(pickler: CodePickler, variable: Any) -> Any:
         return NotImplemented
     kind = {"covariant": variable.__covariant__, "contravariant": variable.__contravariant__}
     args = (variable.__name__, *variable.__constraints__)
-    return functools.partial(typing.TypeVar, *args, bound=variable.__bound__, **kind), ()
+    made = functools.partial(typing.TypeVar, *args, bound=variable.__bound__, **kind)
+    return made, (), (None, {"__module__": variable.__module__})
 
 
 def _reduce_named_variable(pickler: CodePickler, variable: Any) -> Any:

@@ -280,7 +280,7 @@ def test_functions_of_importable_modules_stay_what_they_are() -> None:
     assert payload.unpack_code(payload.pack_code([json.dumps, Path]), Namespace("n")) == [json.dumps, Path]
 
 
-def test_an_unnamed_class_is_built_once_per_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unnamed_class_is_built_once_for_each_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(base: int) -> type:
         return type("Local", (), {"value": base, "__qualname__": "make.<locals>.Local"})
 
@@ -288,23 +288,23 @@ def test_an_unnamed_class_is_built_once_per_digest(monkeypatch: pytest.MonkeyPat
     packed = payload.pack([one(), one, two])
     for namespace in (None, Namespace("n")):
         assert payload.unpack(packed, namespace)[1] is one  # back where it is from
-    monkeypatch.setattr(building, "_built_here", {})  # as in another process
+    monkeypatch.setattr(building, "_known_here", {})  # as in another process
     for namespace in (None, Namespace("n")):
         first, again = payload.unpack(packed, namespace), payload.unpack(packed, namespace)
         assert type(first[0]) is first[1] is again[1] is not one
         assert first[2].value == 2 and first[2] is again[2] is not first[1]
 
 
-def test_classes_kept_by_digest_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_kept_by_identity_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "CLASSES_KEPT", 3)
     namespace = Namespace("n")
     for number in range(10):
-        monkeypatch.setattr(building, "_built_here", {})
+        monkeypatch.setattr(building, "_known_here", {})
         cls = type("Local", (), {"number": number, "__qualname__": "f.<locals>.Local"})
         packed = payload.pack(cls)
-        building._built_here.clear()  # as in another process
+        building._known_here.clear()  # as in another process
         assert payload.unpack(packed, namespace).number == number
-    assert len(namespace.built) == 3
+    assert len(namespace.known) == 3
 
 
 def test_a_long_chain_of_functions_is_not_too_deep() -> None:
@@ -378,7 +378,7 @@ def test_a_class_that_came_with_a_message_has_its_name_in_the_namespace() -> Non
     namespace = Namespace("n")
     shipping._Shipped.add(__name__)
     packed = payload.pack(Holder())
-    building._built_here.clear()  # as in another process
+    building._known_here.clear()  # as in another process
     holder = payload.unpack(packed, namespace)
     assert namespace.lookup(__name__, "Holder") is type(holder) is not Holder
 

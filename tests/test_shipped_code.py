@@ -13,8 +13,6 @@ import pytest
 from tests.support.shipped import SOURCES, STYLES, Clients, Row
 
 BY_VALUE = ("script", "notebook", "exec")
-NO_MODULE = "what was shipped by value has no module at the worker: what looks there by name finds nothing"
-LOST_IN_EXEC = {"exec": "instances of a class that no name leads to come back as of another class"}
 
 ROWS = (
     Row(
@@ -301,7 +299,6 @@ ROWS = (
             assert type(made) is Adder and made.n == 7
             assert worker.run(Adder.free, 4) == 8
         """,
-        not_in=LOST_IN_EXEC,
     ),
     Row(
         "dataclasses",
@@ -349,7 +346,6 @@ ROWS = (
             assert frozen == "cannot assign to field 'x'" and names == ["name", "parts"]
             assert hash(later) == hash(Both(Point(1, 2))) and not hasattr(later, "__dict__")
         """,
-        not_in=LOST_IN_EXEC,
     ),
     Row(
         "postponed annotations",
@@ -388,7 +384,6 @@ ROWS = (
             assert tree == Tree(10, Tree(1, Tree(2))) and type(tree.left.left) is Tree
             assert (total, known, names) == (3, True, ["tree"])
         """,
-        not_in=dict.fromkeys(BY_VALUE, NO_MODULE),
     ),
     Row(
         "type hints of classes",
@@ -423,7 +418,6 @@ ROWS = (
         def check(worker):
             assert worker.run(computation) == [True] * 4
         """,
-        not_in=dict.fromkeys(BY_VALUE, NO_MODULE),
     ),
     Row(
         "NamedTuple, TypedDict, Protocol, generics",
@@ -466,7 +460,6 @@ ROWS = (
             assert hints == ({"x": int, "y": int}, {"size": int})
             assert known == (True, "a", {"size"}, 3)
         """,
-        not_in=LOST_IN_EXEC,
     ),
     Row(
         "enums",
@@ -506,7 +499,6 @@ ROWS = (
             assert color is Color.GREEN and greater and mode is Mode.FAST and right is Right.WRITE
             assert planet is Planet.EARTH and mass == 5.9 and colors == [Color.RED, Color.GREEN]
         """,
-        not_in=LOST_IN_EXEC,
     ),
     Row(
         "functions that call each other",
@@ -675,7 +667,6 @@ ROWS = (
             assert spoken == "small Rex mixed"
             assert type(puppy) is Puppy and puppy.loud and puppy.speak() == "small a mixed"
         """,
-        not_in=LOST_IN_EXEC,
     ),
     Row(
         "metaclasses, descriptors and hooks",
@@ -876,7 +867,41 @@ ROWS = (
             assert type(numbers) is Numbers and numbers.total() == 6
             assert table == {Point(1, 2): {Point(5, 6)}}
         """,
-        not_in=LOST_IN_EXEC,
+    ),
+    Row(
+        "classes of a function, both ways",
+        """
+        def made():
+            import collections
+            import dataclasses
+            import enum
+
+            class Point:
+                def __init__(self, x): self.x = x
+
+            @dataclasses.dataclass
+            class Job:
+                point: Point
+
+            class Color(enum.Enum):
+                RED = 1
+
+            Pair = collections.namedtuple("Pair", "a b")
+
+            DEF computation(job, coro=None):
+                WAIT coro.sleep(0)
+                assert type(job) is Job and type(job.point) is Point
+                return job.point, Job(Point(2)), Color.RED, Pair(1, 2)
+            return Point, Job, Color, Pair, computation
+
+        def check(worker):
+            Point, Job, Color, Pair, computation = made()
+            with worker.opened(computation) as start:
+                for _ in range(2):
+                    point, job, color, pair = start(Job(Point(1))).result(20)
+                    assert type(point) is type(job.point) is Point and (point.x, job.point.x) == (1, 2)
+                    assert type(job) is Job and color is Color.RED and type(pair) is Pair
+        """,
     ),
     Row(
         "exceptions of one's own",
@@ -928,7 +953,6 @@ ROWS = (
                 except* ValueError as group:
                     assert [str(each) for each in group.exceptions] == ["plain"]
         """,
-        not_in=LOST_IN_EXEC,
     ),
     Row(
         "copies and pickles made there",
@@ -941,17 +965,43 @@ ROWS = (
 
         def helper(): pass
 
+        def prepare():
+            global prepared
+            prepared = pickle.dumps(Point(5))
+
         DEF computation(point, coro=None):
             WAIT coro.sleep(0)
+            assert pickle.loads(prepared).x == 5
             copied, again = copy.deepcopy(point), pickle.loads(pickle.dumps(point))
             assert type(copied) is type(again) is Point and copied.x == again.x == 5
             assert pickle.loads(pickle.dumps(helper)) is helper
             return again
 
         def check(worker):
-            assert type(worker.run(computation, Point(5))) is Point
+            assert type(worker.run(computation, Point(5), func=prepare)) is Point
         """,
-        not_in=dict.fromkeys(BY_VALUE, NO_MODULE),
+    ),
+    Row(
+        "processes that it starts",
+        """
+        import concurrent.futures
+        import multiprocessing
+
+        BASE = 10
+
+        class Point:
+            def __init__(self, x): self.x = x
+
+        def helper(point): return Point(BASE + point.x)
+
+        DEF computation(coro=None):
+            WAIT coro.sleep(0)
+            with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+                return [point.x for point in pool.map(helper, [Point(1), Point(2)])]
+
+        def check(worker):
+            assert worker.run(computation) == [11, 12]
+        """,
     ),
     Row(
         "introspection",
@@ -1013,7 +1063,6 @@ ROWS = (
             found = worker.run(computation)
             assert [point.x for point in found] == [11, 10, 11] and {type(point) for point in found} == {Point}
         """,
-        not_in=LOST_IN_EXEC,
     ),
     Row(
         "functions and classes in depends",
@@ -1031,7 +1080,6 @@ ROWS = (
             doubled, plain, evaluated = worker.run(computation, 4, depends=[helper, Point])
             assert type(doubled) is type(plain) is Point and (doubled.x, plain.x, evaluated) == (8, 4, 2)
         """,
-        not_in=LOST_IN_EXEC,
     ),
     Row(
         "further functions, sent later",

@@ -184,6 +184,47 @@ def test_two_computations_of_one_client_each_run_their_own_version(site: Site, s
     client.succeed(SECONDS)
 
 
+AGAIN = """
+import importlib
+import discoro
+import report.text
+
+DEF work(client, coro=None):
+    client.send(report.summary().title)
+    WAIT coro.receive()
+    from report.late import finished
+    return finished().late
+
+with discoro.BlockingMesh(mdns=False, ip_addr=["127.0.0.1"]) as mesh:
+    server = mesh.locate("discoro_server")
+    computation = mesh.computation(work)
+    running = []
+    for turn in range(2):
+        computation.setup(server)
+        running.append(computation.run(server, mesh.ref))
+        say("first", mesh.receive(20))
+        told()
+        importlib.invalidate_caches()
+        importlib.reload(report.text)
+        importlib.reload(report)
+    for remote in running:
+        remote.send("go on")
+        say("last", remote.result(20))
+    computation.close(server)
+"""
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_computation_that_is_set_up_again_runs_edited_and_what_runs_goes_on(site: Site, style: str) -> None:
+    client = site.client(site.project("project", "A"), AGAIN, style)
+    for version, later in (("A", "B"), ("B", "B")):
+        assert client.next("first", SECONDS) == f"title {version}"
+        site.project("project", later)
+        client.tell("edited")
+    assert [client.next("last", SECONDS) for _ in range(2)] == ["late A", "late B"]
+    client.succeed(SECONDS)
+
+
 # What is told before anything runs
 
 REFUSED = """

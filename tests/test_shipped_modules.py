@@ -202,7 +202,7 @@ ROWS = (
         DEF computation(coro=None):
             WAIT coro.sleep(0)
             plugin = importlib.import_module("plugin_of_ours")
-            inner = importlib.import_module("plugins_of_ours.inner")
+            inner = importlib.import_module(".inner", package="plugins_of_ours")
             return plugin.NAME, inner.NAME, __import__("plugin_by_hand").NAME
 
         def check(worker):

@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from discoro import payload
+from discoro import payload, script
 from discoro.coro import Coro
 from discoro.errors import DiscoroError
 from discoro.mesh import Mesh
@@ -38,6 +38,7 @@ def main() -> int:
         print("discoro.cli.worker is started by discoro-node, not by hand", file=sys.stderr)
         return 2
     payload.warm_up()
+    script.install()
     try:
         asyncio.run(work(node))
     except (DiscoroError, OSError) as error:
