@@ -252,36 +252,37 @@ class Transfers:
 
     async def _bring_shared(self, flight: _Flight, blob: Blob, origin: CoroRef) -> None:
         """From whomever the origin names; from another one where that comes to nothing."""
-        while True:
-            answer = await self._around.request(origin, "source", _named(blob))
-            source = origin if answer.value is None else _ref(answer.value)
-            how = "given up"
-            try:
-                await self._pull(flight, blob, source)
-                how = "done"
-                return
-            except DiscoroError as error:
-                if source is origin:
-                    raise
-                log.info("! file %.12s did not come from %s: %s", blob.digest, source.name, error)
-                how = "failed"
-            finally:
-                with contextlib.suppress(DiscoroError):
-                    self._around.tell(origin, "pulled", {**_named(blob), "how": how})
+        how, again = "given up", False
+        try:
+            while how != "done":
+                answer = await self._around.request(origin, "source", {**_named(blob), "again": again})
+                source = origin if answer.value is None else _ref(answer.value)
+                try:
+                    await self._pull(flight, blob, source)
+                    how = "done"
+                except DiscoroError as error:
+                    if source is origin:
+                        raise
+                    log.info("! file %.12s did not come from %s: %s", blob.digest, source.name, error)
+                    again = True
+        finally:
+            with contextlib.suppress(DiscoroError):
+                self._around.tell(origin, "pulled", {**_named(blob), "how": how})
 
     async def _pull(self, flight: _Flight, blob: Blob, source: CoroRef) -> None:
         """Piece by piece, with a window of them on the way; one that broke before goes on."""
         receiving = flight.receiving = self.store.begin(blob)
-        on_the_way: set[asyncio.Task[None]] = set()
+        reads: set[asyncio.Task[None]] = set()
         try:
             while not receiving.complete:
                 while (index := receiving.next_piece()) is not None:
-                    on_the_way.add(asyncio.ensure_future(self._read(receiving, index, source)))
-                finished, on_the_way = await asyncio.wait(on_the_way, return_when=asyncio.FIRST_COMPLETED)
+                    reads.add(asyncio.ensure_future(self._read(receiving, index, source)))
+                finished, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
                 for task in finished:
                     task.result()
+                    reads.discard(task)
         except BaseException:
-            await _ended(on_the_way)  # before anybody begins where this one broke
+            await _ended(reads)  # before anybody begins where this one broke
             self.store.pause(receiving)
             raise
         self.store.finish(receiving)
@@ -397,7 +398,8 @@ class Transfers:
         if len(self._plans) > PLANS:
             self._plans.popitem(last=False)
         self._asking[blob, incoming.peer.birth] = incoming
-        self._assign(blob, plan.want(incoming.peer.birth))
+        came_to_nothing = incoming.arguments.get("again") is True
+        self._assign(blob, (plan.failed if came_to_nothing else plan.want)(incoming.peer.birth))
 
     def _on_pulled(self, incoming: Incoming) -> None:
         blob, node = _blob_in(incoming), incoming.peer.birth
@@ -407,8 +409,6 @@ class Transfers:
                 pass
             case "done":
                 self._assign(blob, plan.done(node))
-            case "failed":
-                self._assign(blob, plan.failed(node))
             case _:
                 self._assign(blob, plan.lost(node))
         incoming.reply(0)
