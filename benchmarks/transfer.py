@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
@@ -30,6 +31,8 @@ try:
 except ImportError:
     numpy = None  # type: ignore[assignment]
 
+MEMORY = Path("/dev/shm")  # files lie there if it exists: the disk is not what is measured
+FOLDER = Path(tempfile.mkdtemp(prefix="discoro-benchmark-", dir=MEMORY if MEMORY.is_dir() else None))
 ROUNDS = 7  # of each, unless the command line says another number
 SECONDS = 60  # for one object, far more than it takes
 MIB = 1 << 20
@@ -57,6 +60,22 @@ class Load(NamedTuple):
     travel: Callable[[Any, discoro.CoroRef, discoro.Coro], Awaitable[None]] = by_message
 
 
+def file(size: int) -> Path:
+    """A file of that size, where this program keeps its files."""
+    path = FOLDER / "large"
+    with open(path, "wb") as new:
+        for _ in range(size // MIB):
+            new.write(os.urandom(MIB))
+    return path
+
+
+async def by_file(path: Path, worker: discoro.CoroRef, coro: discoro.Coro) -> None:
+    """Until it lies in the worker's directory. It is another one each time: the same would not travel."""
+    with open(path, "r+b") as changed:
+        changed.write(os.urandom(16))
+    await discoro.send_file(worker, path, overwrite=True)
+
+
 def array(size: int) -> Any:
     """A writable one: what most arrays are."""
     return numpy.random.default_rng(1).random(size // 8)
@@ -67,6 +86,7 @@ FIRST = Load("one byte", 1, bytes)  # for what each side makes once
 LOADS = [Load("64 MiB bytes", 64 * MIB, os.urandom)]
 if numpy is not None:
     LOADS.append(Load("200 MB numpy array", 200_000_000, array))
+LOADS.append(Load("1 GiB file", 1024 * MIB, file, by_file))
 
 
 async def receives(to: discoro.CoroRef, coro: discoro.Coro) -> None:
@@ -125,14 +145,21 @@ async def main(rounds: int, curve: bool, coro: discoro.Coro) -> None:
     await computation.close(server)
 
 
-if __name__ == "__main__":
+def measure(rounds: int) -> None:
+    """The table, with CURVE and open."""
     print(f"CPython {platform.python_version()}, {os.cpu_count()} processors, {platform.system()} {platform.machine()}")
-    how_many = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
     if numpy is None:
         print("  no array is sent: numpy is not installed")
     print(f"{'':33}{'GiB/s':>6}  {'from, to':14}{'ratio':>7}{'sender':>10}{'receiver':>10}")
-    for with_curve in (True, False):
-        print(f"  {'CURVE' if with_curve else 'open'}")
-        with tempfile.TemporaryDirectory() as folder:
-            key = {"key_file": Path(folder, "key")} if with_curve else {"open": True}
-            discoro.run(main, how_many, with_curve, local=True, local_options=["-c", "1"], **key)
+    for curve in (True, False):
+        print(f"  {'CURVE' if curve else 'open'}")
+        key = {"key_file": FOLDER / "key"} if curve else {"open": True}
+        node = ["-c", "1", "--dest-path", str(FOLDER / "received")]
+        discoro.run(main, rounds, curve, local=True, local_options=node, **key)
+
+
+if __name__ == "__main__":
+    try:
+        measure(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS)
+    finally:
+        shutil.rmtree(FOLDER)
