@@ -19,7 +19,17 @@ from typing import Any, Protocol
 
 from discoro.answers import Handler
 from discoro.directory import ClientDirectory
-from discoro.errors import ConfigError, Overloaded, PeerLost, ProtocolError, Timeout, TooLarge, TransferFailed, Unreachable
+from discoro.errors import (
+    ConfigError,
+    DiscoroError,
+    Overloaded,
+    PeerLost,
+    ProtocolError,
+    Timeout,
+    TooLarge,
+    TransferFailed,
+    Unreachable,
+)
 from discoro.files import LINKED, MAX_FILES, MAX_LIST, How, Shipped, checked_name, packed_files, unpacked_files
 from discoro.inside import Found, Inside, contents
 from discoro.messages import Greeting, Part
@@ -186,17 +196,16 @@ class Exchange:
 
     def _planned(self, store: Store, files: Sequence[Shipped], holder: object) -> list[tuple[Shipped, Path, How]]:
         """Where each content is, and what becomes of it: what a client gets is its own; elsewhere the store is shared."""
-        plan: list[tuple[Shipped, Path, How]] = []
         left = Counter(file.blob for file in files)
+        if self._around.me.role != "client":
+            return [(file, store.path(file.blob), "linked") for file in files]
+        given = {blob: store.give(blob, holder) for blob in left if blob.size >= LINKED}
+        plan: list[tuple[Shipped, Path, How]] = []
         for file in files:
             left[file.blob] -= 1
-            is_own = self._around.me.role == "client"
-            is_last = file.blob.size >= LINKED and not left[file.blob]
-            given = store.give(file.blob, holder) if is_own and is_last else None
-            if given is not None:
-                plan.append((file, given, "moved"))
-            else:
-                plan.append((file, store.path(file.blob), "copied" if is_own else "linked"))
+            own = given.get(file.blob)
+            how: How = "copied" if own is None or left[file.blob] else "moved"  # the last one that needs it
+            plan.append((file, own or store.path(file.blob), how))
         return plan
 
     # -------------------------------------------------------------- asked by others
@@ -310,7 +319,7 @@ async def _limited(failed: str, timeout: float | None) -> AsyncIterator[None]:
         if not limit.expired():
             raise
         raise Timeout(f"{failed} in {timeout:g} s, and was given up") from error
-    except (PeerLost, Unreachable) as error:
+    except DiscoroError as error:
         raise type(error)(f"{failed}: {error}") from error.__cause__
 
 

@@ -107,10 +107,7 @@ class Inside:
             if there is not None and there.blob == file.blob:
                 return there.executable == file.executable
         if not overwrite:
-            raise TransferFailed(
-                f"{file.name} of {file.blob.size} bytes was not written: {target} is another file, of {found.st_size} bytes. "
-                "Give overwrite=True to replace it"
-            )
+            raise TransferFailed(f"{target} is another file, of {found.st_size} bytes; overwrite=True replaces it")
         return False
 
     def _there(self, target: Path, file: Shipped) -> Shipped | None:
@@ -149,9 +146,9 @@ class Inside:
                 is_new = not os.path.lexists(target)
                 if not is_new and not overwrite and self._has(file, overwrite, free):  # it came meanwhile
                     continue
-                place(content, file, self.directory, how)
                 if is_new:
                     new.append(target)
+                place(content, file, self.directory, how)
                 if stopped.is_set():
                     raise TransferFailed(f"{file.name} was given up")
         except BaseException:
