@@ -30,7 +30,7 @@ Test = Callable[["Two"], Awaitable[Any]]
 
 
 class Two:
-    """Two meshes that are linked: `near`, which asks, and `far`; the directories for files of both; `home`, with files to send."""
+    """Two meshes: `near`, which asks, and `far`; the directories for files of both; `home`, with what is sent."""
 
     def __init__(self, world: World, near: Mesh, far: Mesh, tmp_path: Path) -> None:
         self.network = world.network
