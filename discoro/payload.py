@@ -27,7 +27,7 @@ from discoro.arrays import is_large, may_change
 from discoro.building import MARK, Builder, Namespace, load
 from discoro.culprit import described
 from discoro.errors import PackError, RemoteError, UnpackError
-from discoro.memory import as_bytes
+from discoro.memory import as_bytes, copied
 from discoro.messages import MAX_PARTS, MAX_TEXT, Part
 from discoro.modules import Referred
 from discoro.raised import error_text, reason
@@ -209,7 +209,7 @@ def _set_aside(buffers: list[memoryview], buffer: pickle.PickleBuffer, others: i
 
 def _fixed(view: memoryview) -> Part:
     # A write between `send` and the last byte leaving would tear the message.
-    return bytes(view) if may_change(view) else view
+    return copied(view) if may_change(view) else view
 
 
 class _Pieces(io.RawIOBase):

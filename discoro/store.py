@@ -20,6 +20,7 @@ from discoro.files import Source, private_directory
 from discoro.messages import GIB, Part
 
 UNUSED_BYTES = 1 * GIB  # of blobs that nobody refers to: what one tries again an hour later need not travel again
+_WRITE = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 BROKEN = 16  # transfers that broke, and may go on: each is as large as what came of it
 
 
@@ -128,10 +129,7 @@ class Store:
             raise TooLarge(f"{blob.size} bytes; at most {self._limit} of a file are taken here (--max_file_size)")
 
     def begin(self, blob: Blob) -> Receiving:
-        """How far it has come, in a transfer that broke before, or not at all; room on the disk is taken at once.
-
-        Raises TooLarge, TransferFailed.
-        """
+        """How far it has come, in a transfer that broke before, or not at all. Raises TooLarge, TransferFailed."""
         self.check(blob)
         broken = self._broken.pop(blob, None)
         if broken is not None and self._aside(blob).is_file():
@@ -140,20 +138,26 @@ class Store:
             self._make_room()
             with contextlib.suppress(FileNotFoundError):
                 self._aside(blob).unlink()
-            descriptor = os.open(self._aside(blob), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.close(os.open(self._aside(blob), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise self._failed(blob, error) from error
+        return Receiving(blob)
+
+    def take_room(self, blob: Blob) -> None:
+        """Have the disk keep room for one that was begun, in whatever thread. TransferFailed where it has not got it."""
+        try:
+            descriptor = os.open(self._aside(blob), _WRITE)
             try:
                 _take_room(descriptor, blob.size)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise self._failed(blob, error) from error
-        return Receiving(blob)
 
     def write(self, blob: Blob, index: int, data: Sequence[Part]) -> bytes:
         """Write one piece, given in parts, in whatever thread; its digest. TransferFailed where the disk is full, or fails."""
-        flags = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
         try:
-            descriptor = os.open(self._aside(blob), flags)
+            descriptor = os.open(self._aside(blob), _WRITE)
             try:
                 _write_all(descriptor, [memoryview(part).cast("B") for part in data], index * PIECE)
             finally:

@@ -274,6 +274,8 @@ class Transfers:
         receiving = flight.receiving = self.store.begin(blob)
         reads: set[asyncio.Task[None]] = set()
         try:
+            if blob.size >= PIECE:
+                await asyncio.to_thread(self.store.take_room, blob)
             while not receiving.complete:
                 while (index := receiving.next_piece()) is not None:
                     reads.add(asyncio.ensure_future(self._read(receiving, index, source)))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import array
 import gc
+import os
 import re
 import weakref
 from pathlib import Path
 
 import pytest
 
-from discoro.memory import LARGE, as_bytes, room
+from discoro.memory import HALVED, LARGE, as_bytes, copied, room
 
 SIZES = [0, 1, LARGE - 1, LARGE, LARGE + 1, 5 * LARGE + 7]
 
@@ -88,3 +90,19 @@ def test_a_room_goes_with_its_last_view() -> None:
     assert gone() is not None
     del view
     assert gone() is None
+
+
+@pytest.mark.parametrize("size", [0, 1, HALVED - 1, HALVED, HALVED + 1, 2 * HALVED + 7])
+def test_a_copy_is_whole_and_its_own(size: int) -> None:
+    original = bytearray(os.urandom(size))
+    copy, before = copied(memoryview(original)), bytes(original)
+    original[:] = bytes(size)
+    assert copy == before
+    assert memoryview(copy).readonly
+
+
+def test_a_copy_of_what_is_no_bytes_or_has_gaps() -> None:
+    numbers = array.array("d", range(HALVED // 8))
+    assert copied(memoryview(numbers)) == numbers.tobytes()
+    assert copied(memoryview(bytes(HALVED))) == bytes(HALVED)
+    assert copied(memoryview(bytearray(range(256)) * (HALVED // 64))[::2]) == (bytearray(range(256)) * (HALVED // 64))[::2]
