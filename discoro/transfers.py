@@ -35,7 +35,7 @@ log = logging.getLogger("discoro.transfers")
 
 SHARED = PIECE  # bytes from which on nodes serve a blob to each other; below, asking whom costs more than it saves
 READS = 16  # pieces that one process asks for at a time: what they hold waits in its memory, and in the senders'
-SERVED = 32  # pieces that are read from the disk at a time, for all who ask
+AT_DISK = 3  # pieces that are read at a time, and as many written: further threads stand in each other's way (twice the time)
 BLOBS = 8  # blobs of one computation that are on the way at a time: many small ones share the round trips
 IN_THREAD = 64 * KIB  # bytes from which on a piece is read and written in a thread; below, the hand-over costs more
 TOLD_EVERY = 0.1  # seconds between two words about the progress of a transfer
@@ -91,7 +91,7 @@ class Transfers:
         self._numbers = itertools.count(1)
         self._bringing: dict[tuple[int, Blob], set[asyncio.Task[Any]]] = {}  # what is being brought, by the birth that asked
         self._reads = asyncio.Semaphore(READS)
-        self._serves = asyncio.Semaphore(SERVED)
+        self._at_disk = asyncio.Semaphore(AT_DISK), asyncio.Semaphore(AT_DISK)  # to read, and to write
         self.handlers: dict[str, Handler] = {
             "read": self._on_read,
             "bring": self._on_bring,
@@ -156,11 +156,8 @@ class Transfers:
         if type(index) is not int or not 0 <= index < blob.pieces:
             raise ProtocolError(f"file {blob.digest:.12} has no piece {index!r:.20}")
         source = self._source(blob)
-        async with self._serves:
-            if blob.length(index) < IN_THREAD:
-                data = source.read_piece(index)
-            else:
-                data = await asyncio.to_thread(source.read_piece, index)
+        async with self._at_disk[0]:
+            data = await _done(blob.length(index), source.read_piece, index)
         view = memoryview(data)  # in parts that travel as they are: whole, they would be put together over there
         incoming.reply(0, [view[at : at + PIECE_SIZE] for at in range(0, len(view), PIECE_SIZE)])
 
@@ -274,8 +271,7 @@ class Transfers:
         receiving = flight.receiving = self.store.begin(blob)
         reads: set[asyncio.Task[None]] = set()
         try:
-            if blob.size >= PIECE:
-                await asyncio.to_thread(self.store.take_room, blob)
+            await _done(blob.size, self.store.take_room, blob)
             while not receiving.complete:
                 while (index := receiving.next_piece()) is not None:
                     reads.add(asyncio.ensure_future(self._read(receiving, index, source)))
@@ -295,10 +291,8 @@ class Transfers:
             async with self._reads:
                 answer = await self._around.request(source, "read", {**_named(blob), "piece": index})
                 receiving.check(index, answer.body)
-                if blob.length(index) < IN_THREAD:
-                    digest = self.store.write(blob, index, answer.body)
-                else:
-                    digest = await asyncio.to_thread(self.store.write, blob, index, answer.body)
+                async with self._at_disk[1]:
+                    digest = await _done(blob.length(index), self.store.write, blob, index, answer.body)
             receiving.came(index, digest)
             came = True
         finally:
@@ -433,6 +427,11 @@ class Transfers:
             del self._asking[blob, node]
         for blob, plan in list(self._plans.items()):
             self._assign(blob, plan.lost(birth))
+
+
+async def _done(size: int, function: Callable[..., Any], *args: Any) -> Any:
+    """What it gives: called at once for few bytes, in a thread for many."""
+    return function(*args) if size < IN_THREAD else await asyncio.to_thread(function, *args)
 
 
 async def _ended(tasks: set[asyncio.Task[None]]) -> None:
