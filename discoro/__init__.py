@@ -6,12 +6,14 @@ This is the front door: the public names, and nothing else.
 __version__ = "0.1.0"  # before the imports: modules below take it from here
 
 from discoro.blocking import BlockingMesh
+from discoro.broadcasting import Broadcast, broadcast
 from discoro.channels import Channel
 from discoro.computation import Computation
 from discoro.coro import Coro, current_coro
 from discoro.driving import HotSwap
 from discoro.errors import (
     BadArguments,
+    BroadcastFailed,
     CloseFailed,
     ConfigError,
     CoroEnded,
@@ -24,6 +26,7 @@ from discoro.errors import (
     NoReply,
     NoSuchCoro,
     NotACoroutine,
+    NotHere,
     NotSetUp,
     Overloaded,
     PackagesMissing,
@@ -57,6 +60,8 @@ from discoro.server import discoro_server
 __all__ = [
     "BadArguments",
     "BlockingMesh",
+    "Broadcast",
+    "BroadcastFailed",
     "Channel",
     "CloseFailed",
     "Computation",
@@ -76,6 +81,7 @@ __all__ = [
     "NoReply",
     "NoSuchCoro",
     "NotACoroutine",
+    "NotHere",
     "NotSetUp",
     "Overloaded",
     "PackError",
@@ -100,6 +106,7 @@ __all__ = [
     "UnpackError",
     "Unreachable",
     "WorkerLost",
+    "broadcast",
     "current_coro",
     "current_mesh",
     "del_file",

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from discoro.background import Background
+from discoro.broadcasting import Broadcast, broadcast
 from discoro.computation import CLOSE_TIMEOUT, PING_TIMEOUT, Computation
 from discoro.coro import Coro
 from discoro.presence import Peer
@@ -178,6 +179,13 @@ class BlockingMesh:
     ) -> int:
         """Remove a file or a directory at another process. Returns 0. See `Mesh.del_file`."""
         return int(self._background.call(lambda: self._background.mesh.del_file(_bare(peer), name, dir, timeout)))
+
+    # -------------------------------------------------------------- one object for all
+
+    def broadcast(self, obj: object, timeout: float | None = None, progress: Count | bool | None = None) -> Broadcast:
+        """Bring an object to every node, to be given to coroutines; see `discoro.broadcast`. `wait(shared.close())` ends it."""
+        shared: Broadcast = self._background.call(lambda: broadcast(_bare(obj), timeout, progress))
+        return shared
 
     # -------------------------------------------------------------- its own mailbox
 

@@ -10,6 +10,7 @@
     │   ├── NotSetUp            run, ping or close without setup, or after close
     │   ├── Overloaded          the receiver has no room and send never waits
     │   ├── BadArguments        a function offered or swapped to does not take them (also a TypeError)
+    │   ├── NotHere             the value of a broadcast that this machine has not got yet
     │   ├── QueueClosed         put into a closed queue, or get from one that is closed and empty
     │   ├── TooLarge            a message, a file or a request past its limit
     │   └── ConfigError         an option, a file or a port that cannot be used (also a ValueError)
@@ -25,6 +26,7 @@
     │   ├── NoReply             a coroutine that was asked went on, or ended, without a reply
     │   ├── SwapRefused         a coroutine that was to be swapped stayed what it was
     │   ├── TransferFailed      a file could not be transferred: no room on the disk, another one in its place
+    │   │   └── BroadcastFailed nodes that could not take what was broadcast
     │   ├── SetupFailed         the computation could not be opened at the server
     │   │   └── PackagesMissing  its code imports packages that are not installed there
     │   └── CloseFailed         close had to kill, or its func failed
@@ -43,6 +45,7 @@ text (`to_wire`, `from_wire`); a class unknown here comes back as RemoteError.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 Buffer = bytes | bytearray | memoryview
 
@@ -137,8 +140,18 @@ class QueueClosed(DiscoroError):
     """The queue was closed: nothing more is put into it, and what was in it has been taken."""
 
 
+class NotHere(DiscoroError):
+    """The value of a broadcast that this machine has not got: `get` brings it."""
+
+
 class TransferFailed(DiscoroError):
     """A file could not be transferred, and nothing of it was left; the text says which, and where."""
+
+
+class BroadcastFailed(TransferFailed):
+    """Some nodes could not take what was broadcast; the text names them. `broadcast` is what the others have."""
+
+    broadcast: Any = None
 
 
 class SetupFailed(DiscoroError):

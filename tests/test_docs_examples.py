@@ -68,7 +68,7 @@ def test_a_program_prints_what_its_page_says(page: str, name: str, tmp_path: Pat
 
 
 IDEAS = [f"explanation/{page}" for page in ("coroutines", "messages", "references", "ends", "names")]
-IDEAS += [f"how-to/{page}" for page in ("channels", "queues", "offer-functions")]
+IDEAS += [f"how-to/{page}" for page in ("channels", "queues", "offer-functions", "broadcast")]
 PROGRAMS = [
     pytest.param(program, text, id=f"{page} {number}")
     for page in IDEAS
