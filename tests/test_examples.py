@@ -18,8 +18,10 @@ EXAMPLES = ROOT / "examples"
 
 # Runs an example on two slots of this machine, whatever it asks for itself, and where given with another library to survey.
 WITHIN_LIMITS = """
-import functools, runpy, sys, sysconfig
+import functools, os, runpy, sys, sysconfig
 import discoro
+
+sys.path.insert(0, os.path.dirname(sys.argv[1]))  # as for any script
 
 discoro.run = functools.partial(discoro.run, local=True, local_options=("-c", "2"))
 if len(sys.argv) > 2:
@@ -69,6 +71,12 @@ def report() -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_package_of_ones_own_travels_along_and_a_file_comes_back(tmp_path: Path) -> None:
+    done = run_example("own_package.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "results" / "table.txt").read_text() == "d 6\nl 3\nf 2\n"
 
 
 def test_the_first_program_prints_who_answered_and_what(tmp_path: Path) -> None:
