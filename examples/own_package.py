@@ -1,8 +1,9 @@
 # A package of one's own travels along unnamed, with its data file; the file that the coroutine writes is fetched.
 from pathlib import Path
 
-import discoro
 from letters import counting
+
+import discoro
 
 TEXT = Path(__file__).with_name("colours.txt")
 
