@@ -30,7 +30,7 @@ from discoro.errors import (
     TransferFailed,
     Unreachable,
 )
-from discoro.files import LINKED, MAX_FILES, MAX_LIST, How, Shipped, checked_name, packed_files, unpacked_files
+from discoro.files import MAX_FILES, MAX_LIST, How, Shipped, checked_name, packed_files, unpacked_files
 from discoro.inside import Found, Inside, contents
 from discoro.messages import Greeting, Part
 from discoro.presence import Peer
@@ -199,7 +199,7 @@ class Exchange:
         left = Counter(file.blob for file in files)
         if self._around.me.role != "client":
             return [(file, store.path(file.blob), "linked") for file in files]
-        given = {blob: store.give(blob, holder) for blob in left if blob.size >= LINKED}
+        given = {blob: store.give(blob, holder) for blob in left}
         plan: list[tuple[Shipped, Path, How]] = []
         for file in files:
             left[file.blob] -= 1

@@ -135,7 +135,6 @@ class Store:
         if broken is not None and self._aside(blob).is_file():
             return broken
         try:
-            self._make_room()
             with contextlib.suppress(FileNotFoundError):
                 self._aside(blob).unlink()
             os.close(os.open(self._aside(blob), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -145,6 +144,8 @@ class Store:
 
     def take_room(self, blob: Blob) -> None:
         """Have the disk keep room for one that was begun, in whatever thread. TransferFailed where it has not got it."""
+        if blob.size < PIECE:
+            return
         try:
             descriptor = os.open(self._aside(blob), _WRITE)
             try:
@@ -221,6 +222,8 @@ class Store:
                 self._here[blob] = self.path(blob).stat().st_mtime_ns
         except OSError as error:
             raise self._failed(blob, error) from error
+        if not self.is_held(blob):  # who holds it makes room later: a look at everything for each of many files takes long
+            self._make_room()
 
     def _failed(self, blob: Blob, error: OSError) -> TransferFailed:
         self._drop(blob)

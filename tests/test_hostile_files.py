@@ -386,7 +386,8 @@ def test_who_fetches_and_is_lost_is_offered_nothing_any_more(tmp_path: Path) -> 
     ],
 )
 def test_requests_without_their_arguments_are_refused(tmp_path: Path, request_: tuple[Any, ...]) -> None:
-    refused(tmp_path, ProtocolError, "without|not a list|of files|digest|not a discoro header", lambda both: asked(both, request_))
+    words = "without|not a list|of files|digest|not a discoro header"
+    refused(tmp_path, ProtocolError, words, lambda both: asked(both, request_))
 
 
 def test_one_number_stands_for_one_transfer(tmp_path: Path) -> None:
