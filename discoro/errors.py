@@ -26,7 +26,7 @@
     │   ├── NoReply             a coroutine that was asked went on, or ended, without a reply
     │   ├── SwapRefused         a coroutine that was to be swapped stayed what it was
     │   ├── TransferFailed      a file could not be transferred: no room on the disk, another one in its place
-    │   │   └── BroadcastFailed nodes that could not take what was broadcast
+    │   │   └── BroadcastFailed  nodes that could not take what was broadcast
     │   ├── SetupFailed         the computation could not be opened at the server
     │   │   └── PackagesMissing  its code imports packages that are not installed there
     │   └── CloseFailed         close had to kill, or its func failed
