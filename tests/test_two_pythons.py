@@ -48,7 +48,7 @@ def candidates() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def other() -> str:
     for python in candidates():
-        known = "import sys; assert sys.version_info[:2] != (%d, %d) and sys.version_info >= (3, 11)" % sys.version_info[:2]
+        known = f"import sys; assert sys.version_info[:2] not in [{sys.version_info[:2]}] and sys.version_info >= (3, 11)"
         if subprocess.run([python, "-c", f"{NEEDS}; {known}"], capture_output=True, check=False).returncode == 0:
             return python
     pytest.skip("only one Python has what discoro needs")
