@@ -9,7 +9,9 @@ called in any thread.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
@@ -37,6 +39,7 @@ class Store:
         self._here: OrderedDict[Blob, int] = OrderedDict()  # of this process, the last used last: when written
         self._holders: dict[Hashable, set[Blob]] = {}
         self._broken: OrderedDict[Blob, Receiving] = OrderedDict()  # the latest last
+        self._is_full = False  # the disk, as far as is known: then nothing is kept for later
 
     def __repr__(self) -> str:
         return f"<Store {self._directory} blobs={len(self._here)} holders={len(self._holders)} broken={len(self._broken)}>"
@@ -84,7 +87,7 @@ class Store:
         if blobs is not None and left.difference(blobs):
             self._holders[holder] = left.difference(blobs)
         if left:
-            self._make_room()
+            self._make_room(0 if self._is_full else UNUSED_BYTES)
 
     def is_held(self, blob: Blob) -> bool:
         """Whether somebody refers to it."""
@@ -104,13 +107,15 @@ class Store:
         self._here.pop(blob, None)
         return given
 
-    def _make_room(self) -> None:
-        """Remove what nobody refers to, beyond what is kept for later."""
+    def _make_room(self, kept: int) -> None:
+        """Remove what nobody refers to, beyond so many bytes for later; with 0, also what is there of transfers that broke."""
+        if not kept:
+            self._give_up_broken(0)
         held = set().union(*self._holders.values())
         unused = [blob for blob in self._here if blob not in held]
         size = sum(blob.size for blob in unused)
         for blob in unused:
-            if size <= UNUSED_BYTES:
+            if size <= kept:
                 return
             size -= blob.size
             self._forget(blob)
@@ -135,12 +140,18 @@ class Store:
         if broken is not None and self._aside(blob).is_file():
             return broken
         try:
+            if self._lacks_room(blob):
+                self._make_room(0)
+            self._is_full = self._lacks_room(blob)
             with contextlib.suppress(FileNotFoundError):
                 self._aside(blob).unlink()
             os.close(os.open(self._aside(blob), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise self._failed(blob, error) from error
         return Receiving(blob)
+
+    def _lacks_room(self, blob: Blob) -> bool:
+        return shutil.disk_usage(self._directory).free < blob.size
 
     def take_room(self, blob: Blob) -> None:
         """Have the disk keep room for one that was begun, in whatever thread. TransferFailed where it has not got it."""
@@ -179,7 +190,10 @@ class Store:
         """The transfer broke, and may go on later; of many such, the oldest is given up."""
         if self._aside(receiving.blob).exists():
             self._broken[receiving.blob] = receiving
-        while len(self._broken) > BROKEN:
+        self._give_up_broken(0 if self._is_full else BROKEN)
+
+    def _give_up_broken(self, kept: int) -> None:
+        while len(self._broken) > kept:
             blob, _ = self._broken.popitem(last=False)
             self._drop(blob)
 
@@ -223,9 +237,11 @@ class Store:
         except OSError as error:
             raise self._failed(blob, error) from error
         if not self.is_held(blob):  # who holds it makes room later: a look at everything for each of many files takes long
-            self._make_room()
+            self._make_room(UNUSED_BYTES)
 
     def _failed(self, blob: Blob, error: OSError) -> TransferFailed:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            self._is_full = True  # what else came with it goes when it is released
         self._drop(blob)
         return TransferFailed(f"{blob.size} bytes could not be written in {self._directory}: {error.strerror}")
 

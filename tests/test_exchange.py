@@ -67,7 +67,7 @@ def two(tmp_path: Path, test: Test, role: str = "client", **options: Any) -> Non
 
     async def main(world: World) -> None:
         for name in ("far", "near", "home"):
-            (tmp_path / name).mkdir()
+            (tmp_path / name).mkdir(exist_ok=True)
         async with (
             world.mesh("far", role=role, dest_path=tmp_path / "far", **options) as far,
             world.mesh("near", far, dest_path=tmp_path / "near") as near,

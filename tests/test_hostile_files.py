@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from discoro.files import MAX_FILES, Shipped, packed_files
 from discoro.inside import Inside, contents
 from discoro.requests import Incoming
 from discoro.transfers import process_of
+from tests.support.commands import ROOT
 from tests.support.meshes import World, simulate, until
 from tests.support.nodes import files_below
 from tests.test_blobs import blob_with
@@ -488,3 +492,75 @@ def test_a_peer_that_leaves_in_the_middle_is_told_at_once(tmp_path: Path) -> Non
                 assert not [name for name in files_below(tmp_path / "near") if not name.startswith(".discoro-")]
 
     simulate(main)
+
+
+# ------------------------------------------------------------------ a disk that fills
+
+
+def small_disk() -> str:
+    """Why no small disk can be made here; "" where it can."""
+    if sys.platform != "linux" or shutil.which("unshare") is None:
+        return "no unshare (util-linux)"
+    command = ["unshare", "--mount", "--map-root-user", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/mnt"]
+    tried = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return tried.stderr.strip()
+
+
+# What runs one of the functions below in a process that has a disk of 4 MiB at far/.
+ON_A_SMALL_DISK = """
+import sys
+from pathlib import Path
+from tests import test_hostile_files
+getattr(test_hostile_files, sys.argv[1])(Path(sys.argv[2]), sys.argv[3])
+"""
+
+
+@pytest.mark.system
+@pytest.mark.skipif(bool(small_disk()), reason=f"no disk of its own can be mounted: {small_disk()}")
+@pytest.mark.parametrize("role", ["client", "node"])
+@pytest.mark.parametrize("fill", ["fills_by_one_file", "fills_by_many_files", "fills_and_finds_room_again"])
+def test_a_full_disk_is_said_and_nothing_is_left(tmp_path: Path, fill: str, role: str) -> None:
+    (tmp_path / "far").mkdir()
+    run = 'mount -t tmpfs -o size=4m tmpfs "$1/far" && exec "$2" -W error -c "$3" "$4" "$1" "$5"'
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", run, "sh", tmp_path, sys.executable, ON_A_SMALL_DISK]
+    done = subprocess.run([*command, fill, role], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def fills_by_one_file(tmp_path: Path, role: str) -> None:
+    async def test(both: Two) -> None:
+        path = both.file("a", noise(5 * PIECE))
+        with pytest.raises(TransferFailed, match="5242880 bytes could not be written in .*: No space left on device"):
+            await both.near.send_file(both.peer, path)
+        assert not both.read, "it was known before the first byte came"
+        left = [name for name in files_below(both.there) if "/" in name or not name.startswith(".discoro-")]
+        assert left == [], left
+
+    two(tmp_path, test, role)
+
+
+def fills_by_many_files(tmp_path: Path, role: str) -> None:
+    async def test(both: Two) -> None:
+        (both.there / "mine").write_bytes(b"mine")
+        for number in range(100):
+            both.file(f"data/{number}", noise(50_000 + number))
+        with pytest.raises(TransferFailed, match="could not be written in .*: No space left on device"):
+            await both.near.send_file(both.peer, both.home / "data")
+        left = [name for name in files_below(both.there) if "/" in name or not name.startswith(".discoro-")]
+        assert left == ["mine"], left  # nobody rewrites the asserts of this process
+        await both.near.send_file(both.peer, both.home / "data" / "7")
+        assert (both.there / "7").read_bytes() == noise(50_007)
+
+    two(tmp_path, test, role)
+
+
+def fills_and_finds_room_again(tmp_path: Path, role: str) -> None:
+    """What is kept for later makes room for what comes now."""
+
+    async def test(both: Two) -> None:
+        for number in range(8):
+            path = both.file("a", noise(PIECE + number))
+            await both.near.send_file(both.peer, path)
+            await both.near.del_file(both.peer, "a")
+
+    two(tmp_path, test, role)
