@@ -195,8 +195,8 @@ class _Origin(Home):
         """Put the blob into the store of this process. TransferFailed."""
         store = self.mesh.transfers.store
         blob = await asyncio.to_thread(store.put, parts)
+        store.hold(self, [blob])  # before: what nobody refers to may go at once
         store.keep(blob)
-        store.hold(self, [blob])
         self.shared = Broadcast(self.coro.ref, blob, self._what)
         if self._ended:  # meanwhile
             self._let_go()
@@ -264,25 +264,24 @@ class _Here:
     def __init__(self) -> None:
         self._objects: weakref.WeakKeyDictionary[Any, dict[Broadcast, Any]] = weakref.WeakKeyDictionary()
         self._watched: set[Broadcast] = set()  # those of whose end this process will hear
-        self._unpacking = threading.RLock()  # against threads; an object may itself look for another one as it is built
+        self._lock = threading.RLock()  # of `_objects`, against threads
 
     def find(self, mesh: Mesh, shared: Broadcast) -> Any:
         """The object, unpacked before or now; _NOTHING where the machine has not got its blob. In any thread. UnpackError."""
         coro = sender()
         namespace = coro.namespace if coro is not None else None
-        owner = self if namespace is None else namespace
-        found = self._objects.get(owner, {}).get(shared, _NOTHING)
-        if found is not _NOTHING:
+        with self._lock:
+            objects = self._objects.setdefault(self if namespace is None else namespace, {})
+        found = objects.get(shared, _NOTHING)
+        path = mesh.transfers.path(shared.blob) if found is _NOTHING else None
+        if path is None:
             return found
-        with self._unpacking:
-            objects = self._objects.setdefault(owner, {})
-            if shared not in objects:
-                path = mesh.transfers.path(shared.blob)
-                if path is None:
-                    return _NOTHING
-                mesh.in_loop(self._watch, mesh, shared)
-                objects[shared] = payload.unpack(parts_of(mapped(path)), namespace, shared=True)
-            return objects[shared]
+        try:
+            parts = parts_of(mapped(path))
+        except FileNotFoundError:  # it ended in this moment, and nobody kept it
+            return _NOTHING
+        mesh.in_loop(self._watch, mesh, shared)
+        return objects.setdefault(shared, payload.unpack(parts, namespace, shared=True))
 
     def _watch(self, mesh: Mesh, shared: Broadcast) -> None:
         """Until the broadcast ends, its objects are kept here, and its blob on this machine."""
@@ -298,9 +297,10 @@ class _Here:
         with held, contextlib.suppress(DiscoroError):
             await mesh.result(shared.ref, None)
         self._watched.discard(shared)
-        with self._unpacking:
-            for objects in list(self._objects.values()):
-                objects.pop(shared, None)
+        with self._lock:
+            everywhere = list(self._objects.values())
+        for objects in everywhere:
+            objects.pop(shared, None)
 
 
 _processes: weakref.WeakKeyDictionary[Mesh, _Here] = weakref.WeakKeyDictionary()

@@ -26,6 +26,7 @@ from discoro import (
     CoroRef,
     Mesh,
     NoMesh,
+    NoSuchCoro,
     NotHere,
     PeerLost,
     ProtocolError,
@@ -33,6 +34,7 @@ from discoro import (
     TransferFailed,
     Unreachable,
     broadcast,
+    store,
 )
 from discoro import Timeout as DiscoroTimeout
 from discoro.blobs import EMPTY, Blob
@@ -190,6 +192,23 @@ def test_nodes_keep_it_until_its_process_is_gone(tmp_path: Path) -> None:
         await until(lambda: [holds(node, shared) for node in nodes] == [(True, False)] * 2)
         with pytest.raises((PeerLost, Unreachable), match="not on this machine, and cannot be brought: other"):
             await client.run(gets, shared)
+
+    in_a_world(tmp_path, work)
+
+
+def test_where_nothing_is_kept_for_later_it_is_kept_while_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "UNUSED_BYTES", 0)
+
+    async def work(world: World, client: Mesh, nodes: list[Mesh]) -> None:
+        async with world.mesh("other", client, *nodes, dest_path=tmp_path / "other") as other:
+            everywhere = [client, other, *nodes]
+            shared = await client.run(broadcast, DATA)
+            assert [await start(mesh, gets, shared).result_here() for mesh in everywhere] == [DATA] * 4
+            assert [holds(mesh, shared) for mesh in everywhere] == [(True, True)] * 4
+            await other.run(shared.close)
+            await until(lambda: [holds(mesh, shared) for mesh in everywhere] == [(False, False)] * 4)
+            with pytest.raises(NoSuchCoro, match="is not on this machine, and has ended"):
+                await other.run(gets, shared)
 
     in_a_world(tmp_path, work)
 
