@@ -527,6 +527,12 @@ def test_a_full_disk_is_said_and_nothing_is_left(tmp_path: Path, fill: str, role
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.system
+@pytest.mark.skipif(bool(small_disk()), reason=f"no disk of its own can be mounted: {small_disk()}")
+def test_what_is_fetched_to_another_disk_is_received_there(tmp_path: Path) -> None:
+    test_a_full_disk_is_said_and_nothing_is_left(tmp_path, "fetches_to_another_disk", "client")
+
+
 def fills_by_one_file(tmp_path: Path, role: str) -> None:
     async def test(both: Two) -> None:
         path = both.file("a", noise(5 * PIECE))
@@ -550,6 +556,19 @@ def fills_by_many_files(tmp_path: Path, role: str) -> None:
         assert left == ["mine"], left  # nobody rewrites the asserts of this process
         await both.near.send_file(both.peer, both.home / "data" / "7")
         assert (both.there / "7").read_bytes() == noise(50_007)
+
+    two(tmp_path, test, role)
+
+
+def fetches_to_another_disk(tmp_path: Path, role: str) -> None:
+    async def test(both: Two) -> None:
+        path, other = both.file("a", noise(PIECE + 7)), both.there / "chosen"
+        (both.there / "a").write_bytes(path.read_bytes())
+        fetched = await both.near.fetch_file(both.peer, "a", dir=other)
+        assert fetched == other / "a" and fetched.read_bytes() == path.read_bytes(), fetched
+        store = both.near.transfers.store
+        assert not store._here and files_below(store.directory) == [], "it never lay on the disk of near/"
+        assert [name for name in os.listdir(other) if name.startswith(".discoro-")], "but beside its place"
 
     two(tmp_path, test, role)
 

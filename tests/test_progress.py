@@ -1,4 +1,4 @@
-"""progress.py: what cannot be called first, then a bar as it is drawn, wiped away, and left alone where there is no terminal."""
+"""progress.py: what cannot be called first, then a bar: drawn, wiped away, and none at all where there is no terminal."""
 
 from __future__ import annotations
 
