@@ -7,6 +7,8 @@ import dataclasses
 import errno
 import os
 import struct
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
@@ -42,7 +44,7 @@ from discoro.broadcasting import ALIGNED, MAGIC, _rebuilt, laid_out, mapped, par
 from discoro.messages import MAX_NAME, MAX_PARTS
 from discoro.node import Node
 from tests.support.meshes import World, simulate, start, until
-from tests.support.nodes import a_node, client_of, node_here
+from tests.support.nodes import a_node, client_of, environment, node_here
 
 REF = CoroRef("node", 4711, 1, 5, "ada")
 BLOB = Blob("0" * 64, 100)
@@ -524,6 +526,49 @@ def test_a_worker_broadcasts_for_its_own_machine_and_for_others(tmp_path: Path, 
                         await asyncio.sleep(0)
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+SCRIPT = """
+import dataclasses
+import numpy as np
+import pandas as pd
+import discoro
+
+@dataclasses.dataclass
+class Model:
+    frame: pd.DataFrame
+    weights: dict
+
+    def total(self):
+        return float(self.frame["x"].sum() + self.weights["w"].sum())
+
+async def work(shared, coro=None):
+    model = await shared.get()
+    frame = model.frame["x"].to_numpy()
+    return isinstance(model, Model), model.total(), frame.flags.writeable, shared
+
+async def main():
+    servers = await discoro.servers()
+    computation = discoro.Computation(work)
+    model = Model(pd.DataFrame({"x": np.ones(20_000)}), {"w": np.ones((200, 100))})
+    async def at(server):
+        await computation.setup(server)
+        return await (await computation.run(server, shared)).result()
+    shared = await discoro.broadcast(model)
+    for server in servers:
+        is_model, total, writeable, back = await at(server)
+        print(is_model, total, writeable, back == shared)
+    print(type(await shared.get()) is Model)
+
+discoro.run(main, local=True, local_options=["-c", "2"], key_file="cluster.key")
+"""
+
+
+def test_a_class_of_a_script_with_a_frame_in_it(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-W", "error", str(tmp_path / "script.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True 40000.0 False True\n" * 2 + "True\n", "")
 
 
 def test_from_ordinary_code(tmp_path: Path) -> None:
