@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from discoro.messages import GIB, Part
 
 UNUSED_BYTES = 1 * GIB  # of blobs that nobody refers to: what one tries again an hour later need not travel again
 _WRITE = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+SLOW = 64 << 20  # bytes from which on removing a file takes milliseconds, in which a node would answer nobody
 BROKEN = 16  # transfers that broke, and may go on: each is as large as what came of it
 
 
@@ -62,8 +64,10 @@ class Store:
         except OSError:
             self._here.pop(blob, None)
             return False
-        if found.st_size != blob.size or self._here.get(blob, found.st_mtime_ns) != found.st_mtime_ns:
-            self._forget(blob)
+        is_as_it_came = self._here.get(blob, found.st_mtime_ns) == found.st_mtime_ns
+        if found.st_size != blob.size or not is_as_it_came:
+            if blob in self._here:  # and not a digest that somebody named with another size
+                self._forget(blob)
             return False
         if self._removes:  # one that another process put here as well
             self._here[blob] = found.st_mtime_ns
@@ -122,9 +126,15 @@ class Store:
 
     def _forget(self, blob: Blob) -> None:
         self._here.pop(blob, None)
-        if self._removes:
-            with contextlib.suppress(OSError):
+        if not self._removes:
+            return
+        with contextlib.suppress(OSError):
+            if blob.size < SLOW:
                 self.path(blob).unlink()
+            else:
+                gone = self.path(blob).with_suffix(f".{os.urandom(8).hex()}.gone")
+                self.path(blob).rename(gone)
+                threading.Thread(target=_remove, args=(gone,), name="discoro removes a blob").start()
 
     # -------------------------------------------------------------- what comes in
 
@@ -248,6 +258,11 @@ class Store:
     def _drop(self, blob: Blob) -> None:
         with contextlib.suppress(OSError):
             self._aside(blob).unlink()
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _take_room(descriptor: int, size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,26 @@ def test_a_blob_that_somebody_wrote_to_is_here_no_more(store: Store) -> None:
     os.utime(store.path(blob), ns=(1, 1))
     assert not store.has(blob)
     assert store.has(received(store, b"hello")), "and comes anew"
+
+
+def test_a_digest_that_is_named_with_another_size_removes_nothing(store: Store) -> None:
+    blob = received(store, b"hello")
+    assert not store.has(Blob(blob.digest, 4))
+    assert not Store(store.directory).has(Blob(blob.digest, 4))
+    assert store.has(blob)
+
+
+def test_a_large_blob_is_gone_at_once_though_its_bytes_take_a_while(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "SLOW", 0)
+    monkeypatch.setattr(store_module, "UNUSED_BYTES", 0)
+    blob = received(store, b"hello")
+    store.hold("a", [blob])
+    store.release("a")
+    assert not store.has(blob)
+    for thread in threading.enumerate():
+        if thread.name == "discoro removes a blob":
+            thread.join()
+    assert files_below(store.directory) == []
 
 
 def test_a_blob_that_somebody_removed_is_here_no_more(store: Store) -> None:
