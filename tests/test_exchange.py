@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 import stat
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -539,6 +540,41 @@ def test_what_is_given_up_while_it_waits_for_its_place_is_not_placed(tmp_path: P
     two(tmp_path, test)
 
 
+def test_what_is_given_up_while_it_is_placed_is_taken_back(tmp_path: Path) -> None:
+    """With real threads, on a real clock: the loop goes on while files are placed."""
+    placing, real = threading.Event(), exchange_module.Inside.place
+
+    def place(inside: Any, plan: Any, overwrite: bool, stopped: threading.Event) -> None:
+        placing.set()
+        assert stopped.wait(10)
+        real(inside, plan, overwrite, stopped)
+
+    async def main() -> None:
+        (tmp_path / "data").mkdir()
+        for name in ("a", "b"):
+            (tmp_path / "data" / name).write_text(name)
+        async with World().mesh("near", dest_path=tmp_path / "near") as near:
+            with pytest.raises(Timeout):
+                await near.send_file(process_of(near.me), tmp_path / "data", timeout=0.2)
+            assert placing.is_set()
+            await until(lambda: not near._exchange._under_way)
+            assert [name for name in files_below(tmp_path / "near") if not name.startswith(".discoro-")] == []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange_module.Inside, "place", place)
+        asyncio.run(main())
+
+
+def test_many_that_send_the_same_content_at_once_all_arrive(tmp_path: Path) -> None:
+    async def test(both: Two) -> None:
+        paths = [both.file(str(number), noise(LINKED)) for number in range(10)]
+        await asyncio.gather(*(both.near.send_file(both.peer, path) for path in paths))
+        found = [both.there / str(number) for number in range(10)]
+        assert all(path.read_bytes() == noise(LINKED) and path.stat().st_nlink == 1 for path in found)
+
+    two(tmp_path, test)
+
+
 def test_a_file_that_changes_while_it_is_sent_is_said(tmp_path: Path) -> None:
     async def test(both: Two) -> None:
         path = both.file("a", noise(LARGE))
@@ -584,6 +620,7 @@ def test_of_a_directory_that_cannot_be_placed_nothing_new_is_left(tmp_path: Path
             with pytest.raises(TransferFailed, match="could not be written in"):
                 await both.near.send_file(both.peer, both.home / "data")
         assert calls and both.left(both.there) == []
+        assert not [name for name in files_below(both.there) if ".part" in name], "nor of what was to be moved"
         await both.near.send_file(both.peer, both.home / "data")
         assert both.left(both.there) == ["data", "data/a", "data/b", "data/b/c", "data/d"]
 

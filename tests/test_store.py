@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -241,3 +242,57 @@ def test_what_two_refer_to_stays_until_both_have_released_it(store: Store, monke
     store.release("b")
     assert not store.has(blob)
     assert files_below(store.directory) == []
+
+
+# ------------------------------------------------------------------ what is given away
+
+
+def test_what_only_one_may_use_is_given_to_it(store: Store) -> None:
+    blob = received(store, b"hello")
+    store.hold("a", [blob])
+    given = store.give(blob, "a")
+    assert given is not None and given.read_bytes() == b"hello" and given.parent == store.directory
+    assert not store.has(blob) and store.give(blob, "a") is None
+
+
+def test_what_another_needs_too_is_not_given_away(store: Store) -> None:
+    blob = received(store, b"hello")
+    store.hold("a", [blob])
+    store.hold("b", [blob])
+    assert store.give(blob, "a") is None and store.has(blob)
+    store.release("b")
+    assert store.give(blob, "a") is not None
+
+
+def test_what_stands_in_a_place_already_is_not_given_to_another(store: Store, tmp_path: Path) -> None:
+    blob = received(store, b"hello")
+    (tmp_path / "place").hardlink_to(store.path(blob))
+    assert store.give(blob, "a") is None and store.has(blob)
+
+
+def test_some_of_what_is_held_can_be_released(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "UNUSED_BYTES", 0)
+    one, other = received(store, b"one"), received(store, b"other")
+    assert not store.has(one), "nobody held it"
+    store.hold("a", [one, other])
+    one, other = received(store, b"one"), received(store, b"other")
+    store.release("a", [one])
+    assert [store.is_held(one), store.is_held(other)] == [False, True] == [store.has(one), store.has(other)]
+    store.release("a", [other])
+    assert not store.has(other)
+
+
+def test_nothing_is_kept_for_later_on_a_disk_that_turned_out_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    one, two = received(store, b"one"), blob_with(b"two")
+    store.hold("a", [one, two])
+    store.begin(two)
+    with monkeypatch.context() as patch, pytest.raises(TransferFailed, match="No space left on device"):
+        patch.setattr(store_module, "_write_all", full)
+        store.write(two, 0, [b"two"])
+    store.release("a")
+    assert not store.has(one) and files_below(store.directory) == []
+    received(store, b"one")
+    assert store.has(one), "there is room again"
