@@ -168,9 +168,10 @@ class Computation:
         new = Referred(known=there.referred)
         call = _packed_call(func, args, kwargs, new)
         if new:
-            with _named_loss(self.name, server):
-                await self._extend(mesh, server, there, new)
-        del self._there[server]
+            with _named_loss(self.name, server), contextlib.suppress(TimeoutError):  # a busy worker: close itself will kill it
+                async with asyncio.timeout(close_timeout):
+                    await self._extend(mesh, server, there, new)
+        self._there.pop(server, None)
         running = self._runs.pop(server, Running(mesh.still_runs)).refs()
         arguments = self._arguments(timeout=close_timeout)
         try:

@@ -112,12 +112,13 @@ class Slot:
         task = asyncio.current_task()
         assert task is not None
         opening, openings = Opening(incoming.peer.birth, task), self._opening.setdefault(number, [])
+        earlier = openings[-1].task if openings else None
         openings.append(opening)
         try:
             files, _, _ = bodies(incoming)
             await self._fetch(incoming, number, files)
-            if len(openings) > 1:  # perhaps given up: nothing of it shall meet this one
-                await asyncio.wait([openings[-2].task])
+            if earlier is not None:  # perhaps given up: nothing of it shall meet this one
+                await asyncio.wait([earlier])
             await self._open(incoming, number, files)
         except asyncio.CancelledError:
             await self._abandon(opening.abandoned or (), number)

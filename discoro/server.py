@@ -151,6 +151,7 @@ class Computations:
         self._mesh = mesh
         self._directory = directory
         self._opened: dict[str, Opened] = {}
+        self._fetching: dict[asyncio.Task[Any], tuple[str, int]] = {}  # for which computation, and the birth that asked
         mesh.on_peer_lost.append(self._client_lost)
 
     def __repr__(self) -> str:
@@ -231,6 +232,10 @@ class Computations:
     async def close(self, incoming: Incoming) -> None:
         """No new runs; running coroutines end; then `func`; then globals and files."""
         timeout, (_, _, func) = timeout_of(incoming.arguments), bodies(incoming)
+        number = text_of(incoming.arguments, "id")
+        if self._give_up(number=number) and number not in self._opened:
+            incoming.reply(0)
+            return
         opened = self._find(incoming)
         opened.closing = True
         try:
@@ -245,12 +250,22 @@ class Computations:
     @contextlib.contextmanager
     def _fetched(self, incoming: Incoming, files: Sequence[Shipped]) -> Iterator[Awaitable[None]]:
         """What is to be awaited first: then the contents of the files are here, to be placed in this block."""
-        transfers, holder = self._mesh.transfers, object()
+        transfers, holder, task = self._mesh.transfers, object(), asyncio.current_task()
+        assert task is not None
+        self._fetching[task] = text_of(incoming.arguments, "id"), incoming.peer.birth
         transfers.store.hold(holder, [file.blob for file in files])
         try:
             yield transfers.get_all(files, process_of(incoming.peer), incoming.arguments.get("progress"))
         finally:
             transfers.store.release(holder)
+            del self._fetching[task]
+
+    def _give_up(self, number: str | None = None, birth: int | None = None) -> bool:
+        """What fetches files for that computation, or for that process, ends; whether something did."""
+        found = [task for task, (its, asker) in self._fetching.items() if its == number or asker == birth]
+        for task in found:
+            task.cancel()
+        return bool(found)
 
     def _check(self, number: str, files: Sequence[Shipped]) -> None:
         """SetupFailed where a name stands for another content in another computation."""
@@ -310,7 +325,8 @@ class Computations:
             self._drop(opened)
 
     def _client_lost(self, peer: Greeting, reason: str) -> None:
-        """A client that is gone has its computations closed."""
+        """A client that is gone has its computations closed, and what it began to set up given up."""
+        self._give_up(birth=peer.birth)
         for opened in [each for each in self._opened.values() if each.client.birth == peer.birth]:
             self._drop(opened)
 
@@ -371,7 +387,7 @@ def lacking(names: Any) -> list[str]:
 
 def _can_import(name: str) -> bool:
     try:
-        return name in sys.modules or importlib.util.find_spec(name) is not None
+        return sys.modules.get(name) is not None or importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):  # what is there cannot be imported, or was hidden on purpose
         return False
 

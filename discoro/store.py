@@ -194,7 +194,7 @@ class Store:
         if not receiving.verified:
             self._drop(blob)
             raise ProtocolError(f"file {blob.digest:.12} of {blob.size} bytes: what came has another digest")
-        self._settle(blob)
+        self._settle(blob, self._aside(blob))
 
     def pause(self, receiving: Receiving) -> None:
         """The transfer broke, and may go on later; of many such, the oldest is given up."""
@@ -219,7 +219,7 @@ class Store:
                     digests.append(piece_digest(piece))
                     size += memoryview(piece).nbytes
             blob = blob_of(size, digests)
-            os.replace(aside, self._aside(blob))
+            os.replace(aside, self._put(blob))
         except OSError as error:
             with contextlib.suppress(OSError):
                 aside.unlink()
@@ -229,19 +229,22 @@ class Store:
     def keep(self, blob: Blob) -> None:
         """What `put` has written is here. TransferFailed."""
         if self.has(blob):
-            self._drop(blob)  # others have links to the one that was here first
+            self._put(blob).unlink(missing_ok=True)  # others have links to the one that was here first
         else:
-            self._settle(blob)
+            self._settle(blob, self._put(blob))
 
     # -------------------------------------------------------------- parts
 
     def _aside(self, blob: Blob) -> Path:
         return self._directory / f"{blob.digest}.part"
 
-    def _settle(self, blob: Blob) -> None:
+    def _put(self, blob: Blob) -> Path:
+        return self._directory / f"{blob.digest}.put"  # beside one that comes from elsewhere meanwhile
+
+    def _settle(self, blob: Blob, written: Path) -> None:
         try:
-            os.chmod(self._aside(blob), 0o400)  # it will be linked to other places: nobody writes to it there
-            os.replace(self._aside(blob), self.path(blob))
+            os.chmod(written, 0o400)  # it will be linked to other places: nobody writes to it there
+            os.replace(written, self.path(blob))
             if self._removes:
                 self._here[blob] = self.path(blob).stat().st_mtime_ns
         except OSError as error:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from discoro.store import Store
 log = logging.getLogger("discoro.transfers")
 
 SHARED = PIECE  # bytes from which on nodes serve a blob to each other; below, asking whom costs more than it saves
-READS = 16  # pieces that one process asks for at a time: what they hold waits in its memory, and in the senders'
+READS = 16  # pieces asked of one process at a time: they wait in both memories, and one that is silent holds up only its own
 AT_DISK = 3  # pieces that are read at a time, and as many written: further threads stand in each other's way (twice the time)
 BLOBS = 8  # blobs of one computation that are on the way at a time: many small ones share the round trips
 IN_THREAD = 64 * KIB  # bytes from which on a piece is read and written in a thread; below, the hand-over costs more
@@ -90,7 +91,7 @@ class Transfers:
         self._watching: dict[int, Count] = {}
         self._numbers = itertools.count(1)
         self._bringing: dict[tuple[int, Blob], set[asyncio.Task[Any]]] = {}  # what is being brought, by the birth that asked
-        self._reads = asyncio.Semaphore(READS)
+        self._reads = weakref.WeakValueDictionary[int, asyncio.Semaphore]()  # by the birth that is asked
         self._at_disk = asyncio.Semaphore(AT_DISK), asyncio.Semaphore(AT_DISK)  # to read, and to write
         self.handlers: dict[str, Handler] = {
             "read": self._on_read,
@@ -285,10 +286,16 @@ class Transfers:
             raise
         self.store.finish(receiving)
 
+    def _reads_from(self, source: CoroRef) -> asyncio.Semaphore:
+        reads = self._reads.get(source.birth)
+        if reads is None:
+            reads = self._reads[source.birth] = asyncio.Semaphore(READS)
+        return reads
+
     async def _read(self, receiving: Receiving, index: int, source: CoroRef) -> None:
         blob, came = receiving.blob, False
         try:
-            async with self._reads:
+            async with self._reads_from(source):
                 answer = await self._around.request(source, "read", {**_named(blob), "piece": index})
                 receiving.check(index, answer.body)
                 async with self._at_disk[1]:
@@ -391,14 +398,21 @@ class Transfers:
         self._source(blob)
         plan = self._plans.setdefault(blob, Copies())
         self._plans.move_to_end(blob)
-        if len(self._plans) > PLANS:
-            self._plans.popitem(last=False)
         self._asking[blob, incoming.peer.birth] = incoming
-        came_to_nothing = incoming.arguments.get("again") is True
-        self._assign(blob, (plan.failed if came_to_nothing else plan.want)(incoming.peer.birth))
+        failed = plan.failed(incoming.peer.birth) if incoming.arguments.get("again") is True else []
+        self._assign(blob, [*failed, *plan.want(incoming.peer.birth)])  # which a plan made anew does not know of
+        if len(self._plans) > PLANS:
+            self._drop_plan(next(iter(self._plans)))
+
+    def _drop_plan(self, blob: Blob) -> None:
+        """Who waits for its turn in the plan reads from here."""
+        del self._plans[blob]
+        for key in [key for key in self._asking if key[0] == blob]:
+            self._asking.pop(key).reply(None)
 
     def _on_pulled(self, incoming: Incoming) -> None:
         blob, node = _blob_in(incoming), incoming.peer.birth
+        self._asking.pop((blob, node), None)  # it was given up before its turn came
         plan = self._plans.get(blob)
         match incoming.arguments.get("how"):
             case _ if plan is None:
@@ -430,8 +444,15 @@ class Transfers:
 
 
 async def _done(size: int, function: Callable[..., Any], *args: Any) -> Any:
-    """What it gives: called at once for few bytes, in a thread for many."""
-    return function(*args) if size < IN_THREAD else await asyncio.to_thread(function, *args)
+    """What it gives: called at once for few bytes, in a thread for many, which has ended even where this is given up."""
+    if size < IN_THREAD:
+        return function(*args)
+    work = asyncio.ensure_future(asyncio.to_thread(function, *args))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:  # nobody stops the thread: what it writes later would spoil what others began there
+        await asyncio.wait([work])
+        raise
 
 
 async def _ended(tasks: set[asyncio.Task[None]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import importlib
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import discoro
 from discoro import node as node_module
 from discoro import workers as workers_module
 from discoro.computation import Computation
-from discoro.errors import CloseFailed, ConfigError, NotSetUp, PeerLost, SetupFailed, Timeout, TooLarge, WorkerLost
+from discoro.errors import CloseFailed, ConfigError, NotSetUp, PeerLost, SetupFailed, Stuck, Timeout, TooLarge, WorkerLost
 from discoro.mesh import Mesh
 from discoro.node import MAX_SLOTS, Node, NodeOptions, Slot
 from discoro.workers import LAST_LINES, LINE_BYTES, Output, signal_name
@@ -596,3 +597,35 @@ def test_the_summary_is_of_the_last_lines_that_say_something() -> None:
 def test_every_signal_has_a_name() -> None:
     assert signal_name(9) == "SIGKILL"
     assert signal_name(40) == "signal 40"
+
+
+def test_two_setups_of_one_computation_at_a_time_come_one_after_the_other(tmp_path: Path) -> None:
+    async def work(node: Node, mesh: Mesh) -> None:
+        (tmp_path / "data").write_bytes(os.urandom(3 << 20))  # so that the second comes while the first fetches
+        server, computation = node.slots[0].coro, Computation(pid_of, depends=[tmp_path / "data"])
+        assert await asyncio.gather(*(computation.setup(server, timeout=30) for _ in range(3))) == [0, 0, 0]
+        assert len({worker.pid for worker in node.slots[0]._here()}) == 1
+        await computation.close(server)
+
+    with_node(tmp_path, work)
+
+
+def test_a_busy_worker_is_killed_too_where_the_func_of_close_needs_further_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tidying.py").write_text("def tidy():\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tidy = importlib.import_module("tidying").tidy
+
+    async def work(node: Node, mesh: Mesh) -> None:
+        server, computation = node.slots[0].coro, Computation(hold)
+        await computation.setup(server)
+        await computation.run(server, 600)
+        async with asyncio.timeout(20):
+            with pytest.raises(Stuck):
+                await computation.close(server, func=tidy, close_timeout=0.5)
+
+    try:
+        with_node(tmp_path, work)
+    finally:
+        del sys.modules["tidying"]

@@ -25,6 +25,7 @@ from discoro import (
     ExitNotice,
     Mesh,
     NotSetUp,
+    PeerLost,
     ProtocolError,
     RemoteError,
     SetupFailed,
@@ -38,6 +39,8 @@ from discoro import (
     payload,
 )
 from discoro.files import measure, packed_files
+from discoro.server import Computations, Serving, lacking, serve
+from tests.support.meshes import World, simulate, until
 from tests.support.sites import Site, both_kinds, files_below, running_site
 from tests.test_files import HOSTILE_NAMES
 
@@ -1041,3 +1044,48 @@ def test_coroutines_that_a_computation_creates_belong_to_it(site: Site, kind: st
         assert [await each.is_alive() for each in (first, last, going_on)] == [False, False, True]
 
     site.run(kind, client)
+
+
+@pytest.mark.parametrize("how", ["closed", "lost"])
+def test_a_setup_that_was_given_up_while_it_fetched_opens_nothing(tmp_path: Path, how: str) -> None:
+    """Not even where all had come, and the last piece was on its way to the disk."""
+    (tmp_path / "data").write_bytes(b"data")
+    shipped, source = measure(tmp_path / "data", "data")
+    code = payload.pack_code([version])
+
+    async def main(world: World) -> None:
+        async with (
+            world.mesh("server", dest_path=tmp_path / "server") as server,
+            world.mesh("client", server, dest_path=tmp_path / "client") as client,
+        ):
+            backend, came, go = Computations(server, tmp_path), asyncio.Event(), asyncio.Event()
+            ref = Coro.start(server, serve, (Serving(backend, "it"),)).ref
+            pull = server.transfers._pull
+
+            async def slowly(*args: Any) -> None:
+                await pull(*args)
+                came.set()
+                await go.wait()
+
+            server.transfers._pull = slowly  # type: ignore[method-assign]
+            arguments = {"id": "1", "name": "version", "files": 1, "code": len(code)}
+            with client.transfers.offering([source]):
+                setup = asyncio.ensure_future(client.request(ref, "setup", arguments, [packed_files([shipped]), *code]))
+                await came.wait()
+                if how == "closed":
+                    assert (await client.request(ref, "close", {"id": "1", "timeout": 1})).value == 0
+                else:
+                    with world.network.partition("server", "client"):
+                        await until(lambda: not server.linked(client.me.birth))
+                go.set()
+                with pytest.raises(PeerLost):
+                    await setup
+            await until(lambda: not backend._fetching)
+            assert not backend._opened
+
+    simulate(main)
+
+
+def test_a_module_that_was_hidden_on_purpose_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "colorsys", None)
+    assert lacking(["colorsys", "sys"]) == ["colorsys"]

@@ -296,3 +296,12 @@ def test_nothing_is_kept_for_later_on_a_disk_that_turned_out_full(store: Store, 
     assert not store.has(one) and files_below(store.directory) == []
     received(store, b"one")
     assert store.has(one), "there is room again"
+
+
+def test_what_is_put_and_what_comes_from_elsewhere_meanwhile_do_not_meet(tmp_path: Path) -> None:
+    store, data = Store(tmp_path), os.urandom(2 * PIECE)
+    blob = store.put([data])
+    store.begin(blob)
+    store.take_room(blob)
+    store.keep(blob)
+    assert store.path(blob).read_bytes() == data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 
 from discoro import ConfigError, PeerLost, ProtocolError, TooLarge, TransferFailed
 from discoro.blobs import PIECE, WINDOW, Blob
+from discoro.copies import Copies
 from discoro.files import Shipped, Source, measure
 from discoro.mesh import Mesh
 from discoro.references import CoroRef
-from discoro.transfers import READS, process_of
+from discoro.transfers import IN_THREAD, READS, _done, process_of
 from tests.support.meshes import World, simulate, until
 from tests.test_blobs import blob_with
 
@@ -253,6 +255,26 @@ def test_a_transfer_that_is_given_up_goes_on_later_with_what_is_missing(tmp_path
     with_two(tmp_path, test)
 
 
+def test_what_is_given_up_has_ended_once_its_threads_have() -> None:
+    async def main() -> None:
+        begun, go, ended = threading.Event(), threading.Event(), False
+
+        def write() -> None:
+            nonlocal ended
+            begun.set()
+            ended = go.wait(10)
+
+        work = asyncio.ensure_future(_done(IN_THREAD, write))
+        await asyncio.to_thread(begun.wait, 10)
+        work.cancel()
+        asyncio.get_running_loop().call_soon(go.set)
+        await asyncio.wait([work])
+        assert ended
+        assert work.cancelled()
+
+    asyncio.run(main())
+
+
 def test_a_cable_that_is_pulled_for_a_while_loses_no_piece(tmp_path: Path) -> None:
     async def main(world: World) -> None:
         async with two(world, tmp_path) as pair:
@@ -286,6 +308,23 @@ def test_who_waits_is_told_when_the_process_with_the_blob_is_lost_and_another_on
                         await getting
                     await too
                 assert transfers.store.has(shipped.blob)
+
+    simulate(main)
+
+
+def test_a_source_that_answers_nothing_holds_up_no_other(tmp_path: Path) -> None:
+    async def main(world: World) -> None:
+        async with two(world, tmp_path) as pair, world.mesh("other", pair.wants, dest_path=tmp_path / "of-other") as other:
+            silent = [pair.file(os.urandom(9 * PIECE), f"file {number}") for number in range(3)]
+            wanted, source = pair.file(BYTES)
+            pair.answers = 0
+            with pair.has.transfers.offering(each for _, each in silent), other.transfers.offering([source]):
+                getting = asyncio.ensure_future(pair.wants.transfers.get_all([file for file, _ in silent], pair.origin))
+                await until(lambda: len(pair.reads) == READS)
+                async with asyncio.timeout(60):
+                    await pair.wants.transfers.get(wanted.blob, process_of(other.me))
+                getting.cancel()
+                await asyncio.wait([getting])
 
     simulate(main)
 
@@ -330,5 +369,63 @@ def test_a_node_whose_source_dies_gets_the_blob_from_somebody_else(tmp_path: Pat
                     await second.transfers.get(shipped.blob, process_of(origin.me))
                     assert second.transfers.store.has(shipped.blob)
             assert origin.transfers.copies(shipped.blob) == 2
+
+    simulate(main)
+
+
+@contextlib.asynccontextmanager
+async def asking(world: World, directory: Path) -> AsyncIterator[tuple[Mesh, Mesh, list[Blob], Callable[..., Awaitable[Any]]]]:
+    """An origin that offers two large blobs, a node, and what has the node ask whom to pull one from."""
+    async with (
+        world.mesh("origin", dest_path=directory / "origin") as origin,
+        world.mesh("node", origin, role="node", dest_path=directory / "node") as node,
+    ):
+        paths = directory / "one", directory / "other"
+        for number, path in enumerate(paths):
+            path.write_bytes(BYTES[number:])
+        files = [measure(path, path.name) for path in paths]
+
+        async def ask(blob: Blob, again: bool = False) -> Any:
+            arguments = {"digest": blob.digest, "size": blob.size, "again": again}
+            return (await node.request(process_of(origin.me), "source", arguments, timeout=60)).value
+
+        with origin.transfers.offering(source for _, source in files):
+            yield origin, node, [shipped.blob for shipped, _ in files], ask
+
+
+def test_who_waits_in_a_plan_that_is_dropped_reads_from_the_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("discoro.transfers.PLANS", 1)
+
+    async def main(world: World) -> None:
+        async with asking(world, tmp_path) as (origin, _, (one, other), ask):
+            origin.transfers._plans[one] = plan = Copies()
+            plan.want(1)  # another node, which the origin serves
+            waiting = asyncio.ensure_future(ask(one))
+            await until(lambda: bool(origin.transfers._asking))
+            assert await ask(other) is None
+            assert await waiting is None
+
+    simulate(main)
+
+
+def test_a_node_whose_plan_was_dropped_can_ask_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("discoro.transfers.PLANS", 1)
+
+    async def main(world: World) -> None:
+        async with asking(world, tmp_path) as (_, _, (one, other), ask):
+            assert [await ask(one), await ask(other), await ask(one, again=True)] == [None] * 3
+
+    simulate(main)
+
+
+def test_who_gives_up_before_its_turn_is_forgotten(tmp_path: Path) -> None:
+    async def main(world: World) -> None:
+        async with asking(world, tmp_path) as (origin, node, (one, _), _):
+            origin.transfers._plans[one] = plan = Copies()
+            plan.want(1)
+            getting = asyncio.ensure_future(node.transfers.get(one, process_of(origin.me)))
+            await until(lambda: bool(origin.transfers._asking))
+            getting.cancel()
+            await until(lambda: not origin.transfers._asking)
 
     simulate(main)
