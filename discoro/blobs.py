@@ -109,6 +109,11 @@ class Receiving:
         self._next = min(self._next, index)
 
     @property
+    def end(self) -> int:
+        """Where the last of the pieces that are here ends, in bytes."""
+        return min((max(self._digests, default=-1) + 1) * PIECE, self.blob.size)
+
+    @property
     def complete(self) -> bool:
         return len(self._digests) == self.blob.pieces
 

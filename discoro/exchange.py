@@ -174,7 +174,7 @@ class Exchange:
         device = directory.stat().st_dev
         if device == self._transfers.store.directory.stat().st_dev:
             return self._transfers
-        if device not in self._elsewhere:
+        if device not in self._elsewhere or not self._elsewhere[device][1].files.is_dir():  # it was removed since
             there = ClientDirectory(directory)
             transfers = Transfers(self._around, lambda: Store(there.blobs, self._max_file_size))
             self._elsewhere[device] = transfers, there

@@ -132,13 +132,15 @@ class Slot:
     async def extend(self, incoming: Incoming) -> None:
         """Have further files put to an open computation, as its arguments need them."""
         number, (files, _, _) = text_of(incoming.arguments, "id"), bodies(incoming)
-        worker = self._find(incoming)[0]
+        self._find(incoming)
         await self._fetch(incoming, number, files)
+        worker = self._find(incoming)[0]  # which it may have left, meanwhile
         if worker.conflicts(files):
             name = worker.computations[number].name
             raise SetupFailed(f"{name}: a module of its arguments is another one there, or was edited: call setup again")
+        held = worker.computations[number]
+        held.units |= units(files)  # before they are there: nothing else of these names may come meanwhile
         await self._mesh.request(worker.server, "extend", {"id": number, "files": 1}, incoming.body)
-        worker.computations[number].units |= units(files)
         incoming.reply(0)
 
     async def retire(self, incoming: Incoming) -> None:
@@ -192,6 +194,8 @@ class Slot:
             await self._undo(worker, number, before)
             raise
         self._opened(worker, number)
+        if len(self._opening.get(number, ())) <= 1:  # else another setup of it, with files of its own, is about to come
+            self._store.hold_only(number, [file.blob for file in files])
         incoming.reply(answer.value)
 
     async def _worker_for(self, client: Greeting, number: str, files: Sequence[Shipped]) -> Worker:

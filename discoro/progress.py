@@ -85,7 +85,7 @@ class Bar:
     def __call__(self, done: int, total: int) -> None:
         """That much has come."""
         now = self._clock()
-        if self._begun is None:
+        if self._begun is None or done and not self._begun[1]:  # the first word may come before it is known what is there
             self._begun = now, done
         if now - self._drawn < REDRAWN_EVERY or Bar._shown not in (None, self):
             return

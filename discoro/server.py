@@ -188,6 +188,7 @@ class Computations:
                 self._place(list(before.files.values()), before, opened)
             raise
         if before is not None:  # its coroutines go on; they are closed with the new one
+            self._mesh.transfers.store.release(before)
             opened.left = {path: file for path, file in {**before.left, **before.files}.items() if path not in opened.files}
             used = {coro.namespace for coro in self._coros(before)}
             opened.namespaces += [each for each in before.namespaces if each in used]
@@ -302,6 +303,7 @@ class Computations:
     def _place(self, files: Sequence[Shipped], opened: Opened, before: Opened | None) -> None:
         had = before.files if before else {}
         store = self._mesh.transfers.store
+        store.hold(opened, [file.blob for file in files])  # to be put back, should a later setup of it fail
         for file in files:
             opened.files[place(store.path(file.blob), file, self._directory)] = file
         if any(had.get(path, file).blob != file.blob for path, file in opened.files.items()):
@@ -364,6 +366,7 @@ class Computations:
         used = {path for each in self._opened.values() for path in each.files}
         free = [path for path in {**opened.left, **opened.files} if path not in used]
         unload(free)
+        self._mesh.transfers.store.release(opened)
         if opened.cleanup:
             remove_files(free, self._directory)
 

@@ -85,6 +85,11 @@ class Store:
         """That one refers to these blobs, from before they are here: they stay until it has released them."""
         self._holders.setdefault(holder, set()).update(blobs)
 
+    def hold_only(self, holder: Hashable, blobs: Iterable[Blob]) -> None:
+        """It refers to these blobs from now on, and to no others."""
+        self._holders[holder] = set(blobs)
+        self._make_room(0 if self._is_full else UNUSED_BYTES)
+
     def release(self, holder: Hashable, blobs: Iterable[Blob] | None = None) -> None:
         """It refers to these no more; None: to nothing."""
         left = self._holders.pop(holder, set())
@@ -198,7 +203,11 @@ class Store:
 
     def pause(self, receiving: Receiving) -> None:
         """The transfer broke, and may go on later; of many such, the oldest is given up."""
-        if self._aside(receiving.blob).exists():
+        if not receiving.received:
+            self._drop(receiving.blob)
+        elif self._aside(receiving.blob).exists():
+            with contextlib.suppress(OSError):  # the room that was taken for the rest is for others meanwhile
+                os.truncate(self._aside(receiving.blob), receiving.end)
             self._broken[receiving.blob] = receiving
         self._give_up_broken(0 if self._is_full else BROKEN)
 

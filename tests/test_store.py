@@ -208,10 +208,27 @@ def test_a_part_that_is_gone_is_begun_anew(store: Store) -> None:
 
 
 def test_transfers_that_broke_do_not_add_up(store: Store) -> None:
-    blobs = [blob_with(bytes([number])) for number in range(3 * BROKEN)]
-    for blob in blobs:
-        store.pause(store.begin(blob))
-    assert len(files_below(store.directory)) == BROKEN
+    for number in range(3 * BROKEN):
+        data = bytes([number]) * (PIECE + 1)
+        blob = blob_with(data)
+        receiving = store.begin(blob)
+        if number % 2:
+            receiving.came(0, store.write(blob, 0, [data[:PIECE]]))
+        store.pause(receiving)
+    assert len(files_below(store.directory)) == BROKEN, "and of what never began nothing is kept"
+
+
+def test_a_transfer_that_broke_keeps_no_room_for_what_did_not_come(store: Store) -> None:
+    data = os.urandom(5 * PIECE)
+    blob = blob_with(data)
+    receiving = store.begin(blob)
+    store.take_room(blob)
+    receiving.came(1, store.write(blob, 1, [data[PIECE : 2 * PIECE]]))
+    store.pause(receiving)
+    (aside,) = files_below(store.directory)
+    assert os.stat(aside).st_size == 2 * PIECE
+    store.finish(receive(store, blob, data))
+    assert store.path(blob).read_bytes() == data
 
 
 # ------------------------------------------------------------------ who refers to what
@@ -227,6 +244,18 @@ def test_what_nobody_refers_to_goes_when_there_is_too_much_of_it(store: Store, m
     assert [store.has(blob) for blob in (old, held, late, last)] == [True] * 4, "20 bytes are unused, which is not too much"
     store.release("a")
     assert [store.has(blob) for blob in (old, held, late, last)] == [False, False, True, True]
+
+
+def test_who_refers_to_other_blobs_refers_to_no_earlier_ones(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "UNUSED_BYTES", 0)
+    blobs = [blob_with(bytes([number])) for number in range(3)]
+    store.hold("a", blobs[:2])
+    for number in range(3):
+        store.hold("b", [blobs[number]])
+        received(store, bytes([number]))
+    store.release("b")
+    store.hold_only("a", blobs[1:])
+    assert [store.has(blob) for blob in blobs] == [False, True, False]
 
 
 def test_what_two_refer_to_stays_until_both_have_released_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
