@@ -522,7 +522,7 @@ def test_when_the_time_is_over_nothing_is_left_and_nothing_comes_later(tmp_path:
         before = both.read.total()
         await asyncio.sleep(30)  # of a clock that is moved
         assert both.left(both.there if verb == "send" else both.here) == []
-        assert both.read.total() <= before + 1
+        assert both.read.total() <= before + WINDOW, "more than what was on the way"
         assert not both.far._exchange._under_way and not both.near._exchange._under_way
 
     two(tmp_path, test)

@@ -168,6 +168,7 @@ class _End:
         self.conn = conn  # 0 until the listening side gets its first frame
         self.hears = True
         self.sent_until = 0.0  # when the last delayed frame from here arrives
+        self.last: dict[float, float] = {}  # the same, by delay
 
 
 class _Wire:
@@ -193,8 +194,11 @@ class _Wire:
         frame = [_arrived(part) for part in parts]
         for delay in self._network.delays(end.owner.name, to.owner.name, frame):
             if delay:
-                end.sent_until = max(end.sent_until, self.loop.time() + delay)
-                self.loop.call_later(delay, self._pass, to, frame)
+                # asyncio keeps no order among timers of one moment; those of one delay do not overtake each other
+                when = max(self.loop.time() + delay, end.last.get(delay, 0.0) + 1e-7)
+                end.last[delay] = when
+                end.sent_until = max(end.sent_until, when)
+                self.loop.call_at(when, self._pass, to, frame)
             else:
                 self.loop.call_soon(self._pass, to, frame)
         return True
