@@ -433,7 +433,8 @@ def test_a_gap_ends_the_connection_and_the_link_can_be_resumed(victim: Victim) -
         peer.operations(greeting, 1, ask)
         assert peer.reply().ok
         peer.operations(greeting, 3, ask._replace(id=3))
-        assert said(peer, Data) is None, "what came after the gap is not believed"
+        while (came := said(peer, Data)) is not None:  # the victim may have something of its own to ask
+            assert not any(isinstance(each, Reply) for each in came.operations), "what came after the gap is not believed"
     with RawPeer(victim.doors[0], victim.security) as peer:
         peer.hello(greeting)
         welcome = said(peer, Welcome)
