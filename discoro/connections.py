@@ -15,6 +15,7 @@ from discoro.messages import KIB, MAX_FRAME, Part
 
 FRAME_BYTES = MAX_FRAME + 4 * KIB  # in all parts; libzmq buffers that much for a stranger, so no more
 FRAME_PARTS = 4096  # reading them takes about 3 ms of the loop's time
+ANOTHER_KEY = "another cluster key"  # in whatever words tell of one: what helps then is known
 VIEW_FROM = 64 * KIB  # bytes; a smaller part is copied out: it may pin a buffer that it shares with others
 
 
@@ -23,7 +24,7 @@ class Ended(enum.Enum):
 
     REFUSED = "refused"  # nothing listens at that port
     BROKEN = "broken"  # it stood, and does no more
-    DENIED = "denied"  # somebody answered, and the handshake failed: another key, or one side is open
+    DENIED = "denied"  # somebody answered, and the handshake failed: another key, or one side is open; the words say which
     SILENT = "silent"  # somebody answered, and no handshake followed: hung, stopped, or not discoro
     UNREACHABLE = "unreachable"  # no way there, or no answer from there
 

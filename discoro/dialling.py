@@ -7,6 +7,7 @@ whatever it holds at the moment is freed by its `_closers`, in every state alike
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import errno
 import ipaddress
@@ -36,6 +37,7 @@ from discoro.sockets import (
     read_frame,
     write_parts,
 )
+from discoro.zmtp import GREETING_BYTES, OPENING, UNCLEAR, Heard, heard, judged
 
 log = logging.getLogger("discoro.dialling")
 
@@ -43,6 +45,8 @@ CONNECT_MS = 1000  # the kernel repeats its SYN ever less often: a healed cable 
 DIAL_SECONDS = 4.5  # connect and handshake; the last resort where libzmq reports nothing at all
 HANGUPS = 3  # handshakes cut off before it counts as denied: one may be a restart of the peer
 HANGUP_PAUSE = 0.05  # seconds between those tries
+LOOK_AFTER = 0.3  # seconds that a handshake may take before it is asked who answers there; on a LAN it takes milliseconds
+LOOK_SECONDS = 0.5  # for the answer: in all, whoever dials knows within a second
 NEVER_MS = 3_600_000  # libzmq must not reconnect: a successor on the port would get what waits here
 
 
@@ -56,7 +60,8 @@ class _State(enum.Enum):
 class Outbound:
     """One connection of our own making: a DEALER with one TCP connection, never used for a second one.
 
-    Only a handshake that was cut off is tried again, up to HANGUPS times: that is all a wrong key shows here.
+    Only a handshake that was cut off is tried again, up to HANGUPS times: that is all a wrong key shows here. Why it failed, a
+    `_Look` finds out. It also asks who it is that has not answered in LOOK_AFTER.
     """
 
     def __init__(self, transport: Owner, conn: int, address: str) -> None:
@@ -69,6 +74,7 @@ class Outbound:
         self._answered = False
         self._hangups = 0
         self._closers: list[Callable[[int], object]] = []
+        self._look: _Look | asyncio.TimerHandle | None = None
         self._timer = self._loop.call_later(DIAL_SECONDS, self._give_up)
         try:
             self.target = _parsed(address)
@@ -128,6 +134,7 @@ class Outbound:
 
     def _release(self, linger: int = 0) -> None:
         """Frees what this try to connect held."""
+        self._look_no_more()
         closers, self._closers = self._closers, []
         for closer in closers:
             closer(linger)
@@ -152,35 +159,63 @@ class Outbound:
             move(self, event[1])
         return True
 
-    def _on_connected(self, descriptor: int) -> None:
+    def _on_connected(self, _: int) -> None:
         self._answered = True
+        silent = Ended.SILENT, "it accepts connections and says nothing: hung, stopped, or not discoro"
+        self._look = self._loop.call_later(LOOK_AFTER, self._look_there, silent, False)
 
     def _on_handshake(self, _: int) -> None:
         self._state = _State.UP
         self._timer.cancel()
+        self._look_no_more()
         self._frames = Pump(self._loop, self._socket, self._take, self._on_drained)
         self._closers.insert(0, lambda _: self._frames.stop())
         log.debug("= %d connected to %s", self.conn, self._address)
         self._transport.receiver.connected(self.conn)
 
     def _on_denied(self, _: int) -> None:
-        self._end(Ended.DENIED, "the handshake failed: it has another key, or only one of both sides is open")
+        self._look_there((Ended.DENIED, UNCLEAR))
 
     def _on_hangup(self, reason: int) -> None:
         """libzmq tells no more than the errno with which the handshake stopped."""
         if reason not in (errno.EPIPE, errno.ECONNRESET):
-            self._end(Ended.SILENT, "it accepts connections and says nothing: hung, stopped, or not discoro")
+            self._end(Ended.SILENT, "it began a handshake and did not finish it: hung, stopped, or not discoro")
             return
         self._hangups += 1
         if self._hangups == HANGUPS:
-            self._end(Ended.DENIED, "it cut off the handshake: it has another key, or only one side is open")
+            self._look_there((Ended.SILENT, "it hangs up on whoever connects: not discoro, or out of connections, or ending"))
             return
         self._release()
         again = self._loop.call_later(HANGUP_PAUSE, self._connect)
         self._closers = [lambda _: again.cancel()]
 
     def _on_nonsense(self, _: int) -> None:
-        self._end(Ended.SILENT, "something answers there, and it is not discoro")
+        self._look_there((Ended.SILENT, "something answers there, and it is not discoro"))
+
+    # Who answers there.
+
+    def _look_there(self, otherwise: tuple[Ended, str], denied: bool = True) -> None:
+        """End with what a look tells; `otherwise` where it hears nothing. Not `denied`: the handshake may still succeed."""
+        if denied:
+            self._release()
+        assert self.target is not None  # only an address that was understood gets here
+
+        def judge(begin: bytes) -> None:
+            self._look = None
+            verdict = judged(begin, self._transport.security.open, denied) if begin else otherwise
+            if verdict is not None:
+                self._end(*verdict)
+
+        try:
+            self._look = _Look(self._loop, self.target, judge)
+        except OSError:  # no more descriptors
+            if denied:
+                self._end(*otherwise)
+
+    def _look_no_more(self) -> None:
+        look, self._look = self._look, None
+        if look is not None:
+            look.cancel()
 
     def _on_no_connection(self, _: int) -> None:
         """libzmq keeps the reason to itself: the time tells one, a plain socket that tries as well the others."""
@@ -188,16 +223,13 @@ class Outbound:
             self._end(Ended.UNREACHABLE, f"no answer within {CONNECT_MS / 1000:g} s")
             return
         self._release()
-        assert self.target is not None  # only an address that was understood gets here
+        assert self.target is not None
         try:
-            found = socket.getaddrinfo(*self.target, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0]
-            plain = socket.socket(*found[:2])
+            plain, result = _plain_connection(self.target)
         except OSError as error:
             self._end(Ended.UNREACHABLE, f"this process cannot dial it ({error.strerror})")
             return
         self._closers = [lambda _: self._loop.remove_writer(plain), lambda _: plain.close()]
-        plain.setblocking(False)
-        result = plain.connect_ex(found[4])
         if result == errno.EINPROGRESS:
             self._loop.add_writer(plain, self._on_reason, plain)
         else:
@@ -259,6 +291,60 @@ _MOVES: dict[tuple[_State, int], Callable[[Outbound, int], None]] = {
     (_State.UP, zmq.EVENT_DISCONNECTED): Outbound._on_broken,
 }
 _DIAL_EVENTS = sum({int(event) for _, event in _MOVES})
+
+
+class _Look:
+    """A plain connection that reads how the other side begins: GREETING_BYTES at most, for LOOK_SECONDS at most.
+
+    `tell` gets what was heard, once: b"" where that is nothing. OSError where no connection can be tried.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, target: tuple[str, int], tell: Callable[[bytes], None]) -> None:
+        self._loop = loop
+        self._tell = tell
+        self._begin = b""
+        self._plain, _ = _plain_connection(target)
+        self._timer = loop.call_later(LOOK_SECONDS, self._end)
+        loop.add_writer(self._plain, self._greet)
+
+    def cancel(self) -> None:
+        """Free what it holds, and tell nothing."""
+        self._timer.cancel()
+        self._loop.remove_writer(self._plain)
+        self._loop.remove_reader(self._plain)
+        self._plain.close()
+
+    def _greet(self) -> None:
+        self._loop.remove_writer(self._plain)
+        try:
+            self._plain.send(OPENING)  # into an empty buffer: whole, and at once
+        except OSError:
+            self._end()
+        else:
+            self._loop.add_reader(self._plain, self._read)
+
+    def _read(self) -> None:
+        try:
+            more = self._plain.recv(GREETING_BYTES - len(self._begin))
+        except BlockingIOError:
+            return
+        except OSError:
+            more = b""
+        self._begin += more
+        if not more or heard(self._begin) is not Heard.PART:
+            self._end()
+
+    def _end(self) -> None:
+        self.cancel()
+        self._tell(self._begin)
+
+
+def _plain_connection(target: tuple[str, int]) -> tuple[socket.socket, int]:
+    """A TCP socket that connects there without waiting, and the errno of that so far. OSError."""
+    found = socket.getaddrinfo(*target, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0]
+    plain = socket.socket(*found[:2])
+    plain.setblocking(False)
+    return plain, plain.connect_ex(found[4])
 
 
 def _parsed(address: str) -> tuple[str, int]:

@@ -25,12 +25,13 @@ from typing import Any
 import pytest
 import zmq
 
-from discoro.connections import FRAME_BYTES, FRAME_PARTS, Ended
+from discoro.connections import ANOTHER_KEY, FRAME_BYTES, FRAME_PARTS, Ended
 from discoro.errors import ConfigError, PortTaken
 from discoro.messages import MAX_FRAME, Part
 from discoro.security import Security
 from discoro.sockets import FRAMES_PER_TURN
 from discoro.transport import Transport
+from discoro.zmtp import OPEN_HERE, OPEN_THERE, OPENING
 from tests.support.memory_network import MemoryNetwork, MemoryTransport
 
 log = logging.getLogger(__name__)
@@ -302,7 +303,8 @@ def test_refused_where_nobody_listens(kind: Callable[[], World]) -> None:
 @both
 @pytest.mark.parametrize(("ours", "theirs"), [("one", "two"), ("one", ""), ("", "one")])
 def test_denied_with_another_key(kind: Callable[[], World], ours: str, theirs: str) -> None:
-    """Within a second, with no frame in either direction, each time: what libzmq reports is a race."""
+    """Within a second, in the right words, with no frame in either direction, each time: what libzmq reports is a race."""
+    words = {("one", "two"): f"it has {ANOTHER_KEY}", ("one", ""): OPEN_THERE, ("", "one"): OPEN_HERE}
 
     async def scenario(world: World) -> None:
         there, listening = world.transport(theirs)
@@ -311,6 +313,7 @@ def test_denied_with_another_key(kind: Callable[[], World], ours: str, theirs: s
         for _ in range(5):
             conn = here.dial(address)
             assert await dialling.end_of(conn, SOON) is Ended.DENIED
+            assert dialling.ends[conn][1] == f"{address}: {words[ours, theirs]}"
         assert not listening.news and not dialling.up
 
     play(kind, scenario)
@@ -998,27 +1001,61 @@ def dial_and_end(address: str, key: str = "one") -> tuple[Ended, str]:
     return ends[0]
 
 
-def test_a_port_that_says_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("discoro.sockets.HANDSHAKE_MS", 100)
+@pytest.mark.parametrize("key", ["one", ""])
+def test_a_port_that_says_nothing_is_silent_within_a_second(key: str) -> None:
+    """As that of a stopped process: the kernel accepts. libzmq alone would need 3 s, and then the words are others."""
     with Listener() as silent:
-        how, detail = dial_and_end(silent.address)
+        begun = time.monotonic()
+        how, detail = dial_and_end(silent.address, key)
+        print(f"told after {time.monotonic() - begun:.2f} s")
     assert how is Ended.SILENT and "says nothing" in detail
 
 
+def test_a_peer_that_began_its_handshake_is_given_the_time_to_finish_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("discoro.dialling.LOOK_AFTER", 0.01)
+    monkeypatch.setattr("discoro.sockets.HANDSHAKE_MS", 700)
+    with Listener(lambda s: s.sendall(OPENING + b"CURVE".ljust(52, b"\0"))) as slow:
+        begun = time.monotonic()
+        how, detail = dial_and_end(slow.address)
+        assert time.monotonic() - begun > 0.65
+    assert how is Ended.SILENT and "did not finish it" in detail
+
+
+HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
+SSH = b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n"
+
+
 @pytest.mark.parametrize("key", ["one", ""])
-def test_a_web_server_is_silent(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("says", [HTTP, SSH])
+def test_another_service_is_silent_and_its_first_line_told(says: bytes, key: str) -> None:
     """In the open case libzmq takes it for an ancient peer and reports nothing, ever."""
-    monkeypatch.setattr("discoro.dialling.DIAL_SECONDS", 0.5)
-    with Listener(lambda s: s.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")) as web:
-        how, _ = dial_and_end(web.address, key)
+    with Listener(lambda s: s.sendall(says)) as other:
+        how, detail = dial_and_end(other.address, key)
     assert how is Ended.SILENT
+    assert "something else than discoro" in detail and says.split(b"\r")[0].decode() in detail
 
 
-def test_a_port_that_hangs_up_is_denied() -> None:
-    """Nothing tells it from a wrong key."""
+@pytest.mark.parametrize("key", ["one", ""])
+def test_a_port_that_hangs_up_is_not_taken_for_another_key(key: str) -> None:
+    """As a forwarded port does behind which nobody listens; somebody may, later."""
     with Listener(lambda s: s.close()) as rude:
-        how, detail = dial_and_end(rude.address)
-    assert how is Ended.DENIED and "cut off" in detail
+        how, detail = dial_and_end(rude.address, key)
+    assert how is Ended.SILENT and "hangs up" in detail
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 64])
+def test_a_greeting_in_pieces_is_put_together(pieces: int) -> None:
+    """Of a side that is open, to one that has a key."""
+    greeting = OPENING + b"NULL".ljust(52, b"\0")
+
+    def serve(connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(greeting), -(-len(greeting) // pieces)):
+            connection.sendall(greeting[at : at - (-len(greeting) // pieces)])
+
+    with Listener(serve) as there:
+        how, detail = dial_and_end(there.address)
+    assert how is Ended.DENIED and OPEN_THERE in detail
 
 
 def test_a_peer_that_restarts_in_the_middle_of_a_handshake_is_not_denied() -> None:

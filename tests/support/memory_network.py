@@ -17,10 +17,11 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from discoro.connections import FRAME_BYTES, FRAME_PARTS, VIEW_FROM, Ended, Receiver
+from discoro.connections import ANOTHER_KEY, FRAME_BYTES, FRAME_PARTS, VIEW_FROM, Ended, Receiver
 from discoro.errors import PortTaken
 from discoro.messages import Part
 from discoro.security import Security
+from discoro.zmtp import OPEN_HERE, OPEN_THERE
 
 CONNECT_SECONDS = 1.0  # as the real one: a dial that nobody answers
 NOTICE_SECONDS = 3.0  # as the real one: heartbeats missed before a connection counts as broken
@@ -327,7 +328,7 @@ class MemoryTransport:
                 CONNECT_SECONDS, self.tell_ended, conn, Ended.UNREACHABLE, f"{address}: no answer"
             )
         elif _key_of(there.security) != _key_of(self.security):
-            self.tell_ended(conn, Ended.DENIED, f"{address}: it has another key")
+            self.tell_ended(conn, Ended.DENIED, f"{address}: {_why_denied(self.security, there.security)}")
         elif conn in self._lines:
             wire = _Wire(self._network, self, conn, there)
             self._lines[conn] = (wire, wire.ends[0])
@@ -338,6 +339,12 @@ def _arrived(part: Part) -> Part:
     """A part as it arrives: bytes, and from 64 KiB on a view, for the real one gives views too."""
     copy = bytes(part)
     return copy if len(copy) < VIEW_FROM else memoryview(bytearray(copy))
+
+
+def _why_denied(mine: Security, other: Security) -> str:
+    if mine.open != other.open:
+        return OPEN_HERE if mine.open else OPEN_THERE
+    return f"it has {ANOTHER_KEY}"
 
 
 def _key_of(security: Security) -> tuple[bool, bytes]:
