@@ -73,6 +73,7 @@ class Outbound:
         self._state = _State.DIALLING
         self._answered = False
         self._hangups = 0
+        self.security, *self._further_keys = transport.keys  # the one it is tried with, and what is left to try
         self._closers: list[Callable[[int], object]] = []
         self._look: _Look | asyncio.TimerHandle | None = None
         self._timer = self._loop.call_later(DIAL_SECONDS, self._give_up)
@@ -99,7 +100,7 @@ class Outbound:
         self._socket.connect_timeout = CONNECT_MS
         self._socket.reconnect_ivl = NEVER_MS
         self._socket.ipv6 = self._address.startswith("[")
-        self._transport.security.secure_client(self._socket)
+        self.security.secure_client(self._socket)
         self._socket.connect(f"tcp://{self._address}")
 
     # What the transport wants.
@@ -126,6 +127,11 @@ class Outbound:
 
     def close(self) -> None:
         self.drop(flush=True)
+
+    def outlived(self, why: str) -> None:
+        """It is no good any more: ends soon, as broken."""
+        if self._state is not _State.DONE:
+            self._end_soon(Ended.BROKEN if self._state is _State.UP else Ended.UNREACHABLE, why)
 
     def _close(self, linger: int = 0) -> None:
         self._state = _State.DONE
@@ -174,7 +180,18 @@ class Outbound:
         self._transport.receiver.connected(self.conn)
 
     def _on_denied(self, _: int) -> None:
-        self._look_there((Ended.DENIED, UNCLEAR))
+        if not self._try_next_key():
+            self._look_there((Ended.DENIED, UNCLEAR))
+
+    def _try_next_key(self) -> bool:
+        """While the cluster's key is being changed, others may have one of two; False where all were tried."""
+        if not self._further_keys:
+            return False
+        self.security = self._further_keys.pop(0)
+        self._hangups = 0
+        self._release()
+        self._connect()
+        return True
 
     def _on_hangup(self, reason: int) -> None:
         """libzmq tells no more than the errno with which the handshake stopped."""
@@ -183,6 +200,8 @@ class Outbound:
             return
         self._hangups += 1
         if self._hangups == HANGUPS:
+            if self._try_next_key():
+                return
             self._look_there((Ended.SILENT, "it hangs up on whoever connects: not discoro, or out of connections, or ending"))
             return
         self._release()
@@ -202,7 +221,7 @@ class Outbound:
 
         def judge(begin: bytes) -> None:
             self._look = None
-            verdict = judged(begin, self._transport.security.open, denied) if begin else otherwise
+            verdict = judged(begin, self.security.open, denied) if begin else otherwise
             if verdict is not None:
                 self._end(*verdict)
 

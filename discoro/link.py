@@ -255,6 +255,12 @@ class Link:
         else:
             self._actions += [Dial(address) for address in fresh]
 
+    def moved(self, addresses: Sequence[str]) -> None:
+        """The peer says that it listens at these addresses now: where to look for it when the connection breaks."""
+        if self.peer is not None:
+            self.peer = self.peer._replace(addresses=tuple(addresses))
+            self.addresses = _first(self._lived_at, addresses)[:MAX_DIALLED]
+
     def not_introduced(self) -> None:
         """Those who were asked could not help: `asked` says why. What dialling says counts again."""
         self._introducing = False

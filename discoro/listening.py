@@ -1,15 +1,22 @@
 """The listening side: one ROUTER, and the connections that others made to it.
 
 Never: reads what is in a frame, or keeps a connection that broke a limit. How it plays together: a `Listener` owns
-the socket, its monitor and a pump for each; an `Inbound` is one connection, by which the transport sends and drops.
+the socket, its monitor and a pump for each; an `Inbound` is one connection, by which the transport sends and drops. A
+`Door` is one port on every address, with the key that lets people in there.
+
+One endpoint of a ROUTER has one server key, so a process that accepts two, while the cluster's key is being changed, has
+two doors. The TCP sockets that listen are ours, and libzmq works on copies of them (ZMQ_USE_FD): so a door gets another
+key without being closed for a moment, in which whoever dialled would take this process for dead.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
+import os
+import socket
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import zmq
 
@@ -33,6 +40,11 @@ from discoro.sockets import (
     write_parts,
 )
 
+if TYPE_CHECKING:
+    from discoro.security import Security
+
+BACKLOG = 1024  # connections that wait for libzmq's thread; the kernel allows 4096 by itself (net.core.somaxconn)
+NO_DESCRIPTOR = -1  # ZMQ_USE_FD: libzmq makes its own
 END_SECONDS = 0.1  # the end of a connection is told by then, frames still unread or not
 LOOK_AGAIN = (0.01, 0.03, 0.05)  # seconds; a ROUTER learns of an end a moment after its monitor has told it
 FREE_PORT_TRIES = 16  # for a port that is free on several hosts at once
@@ -73,6 +85,60 @@ class Inbound:
         """With the whole ROUTER, which closes next."""
 
 
+class Door:
+    """One port on every address where this process listens."""
+
+    security: Security  # who is let in
+
+    def __init__(self, listening: Sequence[socket.socket]) -> None:
+        # as plain numbers: in a forked child all copies of our sockets are closed, and no object may close them again
+        self.port: int = listening[0].getsockname()[1]
+        self.descriptors = [each.detach() for each in listening]
+        self.endpoints: list[str] = []
+
+    def close(self) -> None:
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors = []
+
+
+def _listening(hosts: Sequence[str], port: int) -> list[socket.socket] | None:
+    """A TCP socket that listens on each host, all at one port (0: any free one); None where it is taken on one of them.
+
+    ConfigError for a host or port that cannot be listened on.
+    """
+    made: list[socket.socket] = []
+    try:
+        for host in hosts:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            where = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4]
+            made.append(socket.create_server(where, family=family, backlog=BACKLOG))
+            made[-1].setblocking(False)  # else libzmq's thread waits where somebody connects and is gone at once
+            port = made[0].getsockname()[1]
+    except OSError as error:
+        for each in made:
+            each.close()
+        if error.errno == errno.EADDRINUSE:
+            return None
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise ConfigError(
+            f"cannot listen on {address_of(host, port)} ({os.strerror(error.errno or 0)}): "
+            "choose an address of this machine and a port from 1024 to 65535"
+        ) from error
+    return made
+
+
+def _where(descriptor: int) -> tuple[str, int]:
+    """The host and the port of a socket that listens."""
+    known = socket.socket(fileno=descriptor)
+    try:
+        host, port, *_ = known.getsockname()
+        return str(host), int(port)
+    finally:
+        known.detach()
+
+
 class Listener:
     """The ROUTER and its connections.
 
@@ -89,46 +155,59 @@ class Listener:
         self._lost: list[Inbound] = []
         self._socket = new_socket(transport.context, zmq.ROUTER)
         self._socket.router_mandatory = 1  # otherwise what cannot be delivered is thrown away in silence
-        transport.security.secure_server(self._socket)
+        self._doors: list[Door] = []
         self._monitor = monitor_of(self._socket, zmq.EVENT_DISCONNECTED)
         self._frames = Pump(transport.loop, self._socket, self._take, self._forget_lost)
         self._events = Pump(transport.loop, self._monitor, self._take_event, nothing_to_do)
 
-    def bind(self, hosts: Sequence[str], ports: range | None) -> int:
-        """The port that all hosts are bound to now; PortTaken and ConfigError as `Transport.listen` says."""
+    def open_door(self, hosts: Sequence[str], ports: range | None, security: Security) -> int:
+        """Let in, on all hosts at one port, whoever has this key: the port. PortTaken, ConfigError as `Transport.listen`."""
         for port in itertools.repeat(0, FREE_PORT_TRIES) if ports is None else ports:
-            bound = self._bind_all(hosts, port)
-            if bound is not None:
-                return bound
+            listening = _listening(hosts, port)
+            if listening is not None:
+                door = Door(listening)
+                self._doors.append(door)
+                self.change_key(len(self._doors) - 1, security)
+                return door.port
         where = " and ".join(hosts)
         if not ports:
             raise PortTaken(f"no port is free on {where}: listen on fewer addresses")
         which = f"port {ports[0]}" if len(ports) == 1 else f"each port from {ports[0]} to {ports[-1]}"
         raise PortTaken(f"{which} is taken on {where}: end what listens there, or choose another port")
 
-    def _bind_all(self, hosts: Sequence[str], port: int) -> int | None:
-        """None where the port is taken on one of the hosts; then none of them is bound."""
-        bound: list[str] = []
-        for host in hosts:
-            self._socket.ipv6 = ":" in host
-            try:
-                self._socket.bind(f"tcp://{address_of(host, port)}")
-            except zmq.ZMQError as error:
-                for endpoint in bound:
-                    self._socket.unbind(endpoint)
-                if error.errno == errno.EADDRINUSE:
-                    return None
-                raise ConfigError(
-                    f"cannot listen on {address_of(host, port)} ({error.strerror}): "
-                    "choose an address of this machine and a port from 1024 to 65535"
-                ) from error
-            bound.append(self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0"))
-            port = int(bound[-1].rpartition(":")[2])
-        return port
+    def change_key(self, number: int, security: Security) -> None:
+        """From now on the door of that number lets in whoever has this key; who came in by another one is cut off.
+
+        Nobody is refused meanwhile: who dials waits until libzmq looks at the door again, a fraction of a millisecond.
+        """
+        door = self._doors[number]
+        for endpoint in door.endpoints:
+            self._socket.unbind(endpoint)
+        security.secure_server(self._socket)
+        door.security = security
+        door.endpoints = [self._bind(descriptor) for descriptor in door.descriptors]
+
+    def _bind(self, descriptor: int) -> str:
+        """Have libzmq accept at a copy of that socket; the endpoint."""
+        host, port = _where(descriptor)
+        self._socket.ipv6 = ":" in host
+        self._socket.set(zmq.USE_FD, os.dup(descriptor))
+        try:
+            self._socket.bind(f"tcp://{address_of(host, port)}")
+        finally:
+            self._socket.set(zmq.USE_FD, NO_DESCRIPTOR)
+        return self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+    @property
+    def keys(self) -> list[Security]:
+        """The key of each door, by its number."""
+        return [door.security for door in self._doors]
 
     def close(self, linger: int) -> None:
         self._frames.stop()
         self._events.stop()
+        for door in self._doors:
+            door.close()
         close_watched(self._socket, self._monitor, linger)
 
     # Frames in.

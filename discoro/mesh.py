@@ -46,7 +46,9 @@ from discoro.peers import Peers
 from discoro.presence import Peer, Presence
 from discoro.progress import Count
 from discoro.references import CoroRef, Handle, current_host
+from discoro.rekeying import Rekeying
 from discoro.requests import Answer, Incoming, Requests
+from discoro.security import Security
 from discoro.sending import Sending, lane_here
 from discoro.store import Store
 from discoro.transfers import Transfers, process_of
@@ -65,6 +67,8 @@ class Mesh:
     `discoro.options.MeshOptions`; `addresses` is where this process listens, as host:port. Raises KeyFileError, ConfigError
     where it cannot start.
     """
+
+    _names: Names
 
     def __init__(self, **options: Any) -> None:
         self.options = MeshOptions(**options)
@@ -99,6 +103,11 @@ class Mesh:
         return f"<Mesh {self.me.name}/{self.me.pid} coroutines={len(self._coros)} {self._peers!r}>"
 
     @property
+    def security(self) -> Security:
+        """The cluster key of this process, as it is now."""
+        return self.rekeying.security
+
+    @property
     def me(self) -> Greeting:
         """What this process says of itself."""
         return self._peers.me
@@ -126,17 +135,19 @@ class Mesh:
         self.debug = debugging(asyncio.get_running_loop(), options.debug)
         if self.debug:
             self._resources.enter_context(watch(self._name_of_task))
-        self.security = self._place.security or options.security()
+        security = self._place.security or options.security()
         self.interfaces = interfaces(["127.0.0.1"] if options.local else options.ip_addr)
         timeouts = {"connect_timeout": options.connect_timeout, "peer_timeout": options.peer_timeout}
-        self._peers = Peers(self._greeting(), self.security, self, **timeouts)
+        self._peers = Peers(self._greeting(), security, self, **timeouts)
         self._introducing = Introducing(self, self._peers)
         self.handlers |= self._introducing.handlers
-        transport = self._place.transport(self.security, self._peers)
+        transport = self._place.transport(security, self._peers)
         self._peers.wire = transport
+        self.rekeying = Rekeying(self, self._peers, transport, security, self._place.second_ports or self._place.ports)
+        self.handlers["moved"] = self.rekeying.on_moved
         self._resources.push_async_callback(transport.close)
         self.addresses = self._listen(transport)
-        self._peers.me = self._peers.me._replace(addresses=tuple(self.addresses[: messages.MAX_ADDRESSES]))
+        self._peers.listen_at(self.addresses)
         self._names = Names(self, options.discover_timeout, settle=0.0 if options.local else SETTLE)
         self._exits = Exits(self.me.birth, self, opens_errors=self._place.role != "node")
         self._answers = Answers(self, self._exits, self.handlers)
@@ -150,6 +161,8 @@ class Mesh:
         self._presence = Presence(self, self._peers, found)
         if not is_worker:
             await self._find(found)
+        if security.path is not None and not options.local:
+            self.spawn(self.rekeying.follow(security.path))
 
     @functools.cached_property
     def _directory(self) -> ClientDirectory:
@@ -183,6 +196,7 @@ class Mesh:
         hosts = [address for _, address in self.interfaces.usable]
         loopback = [] if any(host in ("127.0.0.1", "::1") for host in hosts) else ["127.0.0.1"]
         bound: list[str] = transport.listen([*hosts, *loopback], self._place.ports)
+        bound += self.rekeying.second_door()
         if self.options.ext_ip_addr:  # behind a NAT that forwards the port: this is where others reach us
             return [f"{self.options.ext_ip_addr}:{bound[0].rpartition(':')[2]}", *bound]
         return bound

@@ -346,7 +346,12 @@ class Node:
             raise ConfigError(f"{options.slots} slots: a node has 1 to {MAX_SLOTS}. Choose another number with -c")
         self.options = options
         port = options.port
-        here = Place(role="node", ports=range(port, port + 1) if port else None, security=mesh_options.pop("security", None))
+        here = Place(
+            role="node",
+            ports=range(port, port + 1) if port else None,
+            second_ports=range(port + PORT_RANGE, port, -1) if port else None,
+            security=mesh_options.pop("security", None),
+        )
         self.mesh = Mesh.placed(here, max_file_size=options.max_file_size, **mesh_options)
         self.slots: list[Slot] = []
         self._resources = AsyncExitStack()
@@ -362,6 +367,7 @@ class Node:
             self.slots = [Slot(self.mesh, workers, number) for number in range(self.options.slots)]
             workers.on_ended = self._worker_ended
             self.mesh.on_peer_lost.append(self._peer_lost)
+            self.mesh.rekeying.on_changed.append(workers.tell_key)
             workers.refill()
             for slot in self.slots:  # who hears of the node finds them: a question can come before their first step
                 await slot.registered.wait()

@@ -28,12 +28,12 @@ class MeshOptions:
     `name`: of this process (default: the host's). `cluster`: only members of the same one meet. `peers`: addresses ("host" or
     "host:port") to link with where multicast does not reach (DISCORO_PEERS, with commas, adds to them). `mdns`: look for nodes
     by mDNS. `ip_addr`: addresses or host names to listen on; `ext_ip_addr`: where others reach us behind a NAT. `local`: use a
-    node of this machine only, started for the life of this mesh with `local_options`. `key_file`, `secret`, `certfile` with
-    `keyfile`, `open`: the cluster key, see Trust. `discover_timeout`: until NoNodes; `connect_timeout`: until a process never
-    met is Unreachable; `peer_timeout`: until one out of reach is lost. `dest_path`: the directory for files that others send
-    to this process (default: a new one for temporary files); `max_file_size`: bytes of the largest file taken, 0: any.
-    `debug`: name what blocks the event loop, and switch on asyncio's own debug mode (DISCORO_DEBUG=1 and PYTHONASYNCIODEBUG=1
-    mean the same).
+    node of this machine only, started for the life of this mesh with `local_options`. `key_file`, `secret`, `secret_file`,
+    `certfile` with `keyfile`, `open`: the cluster key, see the page Security. `discover_timeout`: until NoNodes;
+    `connect_timeout`: until a process never met is Unreachable; `peer_timeout`: until one out of reach is lost. `dest_path`:
+    the directory for files that others send to this process (default: a new one for temporary files); `max_file_size`: bytes
+    of the largest file taken, 0: any. `debug`: name what blocks the event loop, and switch on asyncio's own debug mode
+    (DISCORO_DEBUG=1 and PYTHONASYNCIODEBUG=1 mean the same).
     """
 
     name: str | None = None
@@ -46,6 +46,7 @@ class MeshOptions:
     local_options: Sequence[str] = ()
     key_file: str | Path | None = None
     secret: str | None = None
+    secret_file: str | Path | None = None
     certfile: str | Path | None = None
     keyfile: str | Path | None = None
     open: bool = False
@@ -73,7 +74,12 @@ class MeshOptions:
     def security(self) -> Security:
         """The keys that these options mean; KeyFileError, ConfigError."""
         return Security.from_options(
-            key_file=self.key_file, secret=self.secret, certfile=self.certfile, keyfile=self.keyfile, open=self.open
+            key_file=self.key_file,
+            secret=self.secret,
+            secret_file=self.secret_file,
+            certfile=self.certfile,
+            keyfile=self.keyfile,
+            open=self.open,
         )
 
 
@@ -84,6 +90,7 @@ class Place:
     role: str = "client"
     node: str | None = None  # a worker carries its node's id
     ports: range | None = None  # None: any free port
+    second_ports: range | None = None  # for the door that opens while the cluster's key is being changed; None: as `ports`
     security: Security | None = None  # None: from the options
     files: Path | None = None  # where files that are sent here go; None: from the options
     blobs: Path | None = None  # where blobs lie; None: beside the files

@@ -135,6 +135,22 @@ class Peers:
             self._inquiries.pop(connection, None)
             self.wire.drop(connection)
 
+    def listen_at(self, addresses: Sequence[str]) -> None:
+        """This process listens there from now on: what it says in greetings."""
+        self.me = self.me._replace(addresses=tuple(addresses[: messages.MAX_ADDRESSES]))
+        for link in self._links.values():
+            link.me = self.me
+
+    def moved(self, birth: int, addresses: Sequence[str]) -> None:
+        """A linked peer says where it listens from now on."""
+        link = self._links.get(birth)
+        if link is not None:
+            link.moved(worth_dialling(self.me.addresses, addresses))
+
+    def use_key(self, security: Security) -> None:
+        """Greetings are signed and checked with this from now on."""
+        self._security = security
+
     def lose(self, birth: int, reason: str) -> None:
         """That process is certainly gone: end its link."""
         link = self._links.get(birth)

@@ -2,7 +2,8 @@
 
 Used for workers (children of a node) and for a node that a program starts for itself. No process outlives its parent, however
 that ended, and none needs the other's cooperation for it. `Child` is the parent's side, `Parent` the child's; between them is
-one pipe, the child's standard input: the parent tells one line of JSON through it, and closes it to have the child end.
+one pipe, the child's standard input: the parent tells a line of JSON through it, perhaps more of them later, and closes it to
+have the child end.
 Nothing here knows what a child does.
 """
 
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,8 +60,12 @@ class Child:
         os.set_blocking(self._output.fileno(), False)
         self._loop.add_reader(self._output.fileno(), self._read)
         threading.Thread(target=self._wait, name=f"child {self.pid}", daemon=True).start()
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which `ended` tells
-            self._input.write(json.dumps({**told, "parent": os.getpid()}).encode() + b"\n")
+        self.tell({**told, "parent": os.getpid()})
+
+    def tell(self, what: dict[str, Any]) -> None:
+        """One more line through its standard input; what is told after the first goes to its `on_told`."""
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, which `ended` tells; or was asked to
+            self._input.write(json.dumps(what).encode() + b"\n")
 
     @property
     def pid(self) -> int:
@@ -120,6 +125,7 @@ class Parent(NamedTuple):
     pid: int
     pipe: int
     told: dict[str, Any]
+    rest: bytes = b""  # that came with the first line: the beginning of what is told later
 
     @classmethod
     def meet(cls) -> Parent | None:
@@ -128,18 +134,26 @@ class Parent(NamedTuple):
             return None
         pipe = _take_standard_input()
         try:
-            told = json.loads(_first_line(pipe))
+            line, _, rest = _first_line(pipe).partition(b"\n")
+            told = json.loads(line)
         except ValueError:
             return None
-        return cls(told.pop("parent"), pipe, told) if isinstance(told, dict) and "parent" in told else None
+        return cls(told.pop("parent"), pipe, told, rest) if isinstance(told, dict) and "parent" in told else None
 
-    def end_with(self, ask_to_end: Callable[[], object], *, grace: float, kernel: int = signal.SIGKILL) -> None:
-        """From now on, end when the parent does, or when it closes the pipe.
+    def end_with(
+        self,
+        ask_to_end: Callable[[], object],
+        *,
+        grace: float,
+        kernel: int = signal.SIGKILL,
+        on_told: Callable[[dict[str, Any]], object] = lambda told: None,
+    ) -> None:
+        """From now on, end when the parent does, or when it closes the pipe; what it tells until then goes to `on_told`.
 
-        That calls `ask_to_end`, in another thread, and ends this process hard after `grace` seconds. On Linux the kernel sends
-        the signal `kernel` besides when the thread that forked us ends: so neither a call that holds the interpreter's lock
-        keeps us, nor somebody who inherited the parent's end of the pipe (PR_SET_PDEATHSIG). It is set after the fork, and the
-        parent may be gone by then: that is looked at afterwards.
+        The end calls `ask_to_end`, in another thread as `on_told`, and ends this process hard after `grace` seconds. On Linux
+        the kernel sends the signal `kernel` besides when the thread that forked us ends: so neither a call that holds the
+        interpreter's lock keeps us, nor somebody who inherited the parent's end of the pipe (PR_SET_PDEATHSIG). It is set after
+        the fork, and the parent may be gone by then: that is looked at afterwards.
         """
         if sys.platform == "linux":
             import ctypes  # only here, since no other process needs it
@@ -147,12 +161,12 @@ class Parent(NamedTuple):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, kernel)
             if os.getppid() != self.pid:
                 os._exit(1)
-        threading.Thread(target=self._watch, args=(ask_to_end, grace), name="parent", daemon=True).start()
+        threading.Thread(target=self._watch, args=(ask_to_end, grace, on_told), name="parent", daemon=True).start()
 
-    def _watch(self, ask_to_end: Callable[[], object], grace: float) -> None:
-        while os.read(self.pipe, CHUNK):
-            pass
+    def _watch(self, ask_to_end: Callable[[], object], grace: float, on_told: Callable[[dict[str, Any]], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: we are ending already
+            for line in _lines(self.pipe, self.rest):
+                on_told(json.loads(line))
             ask_to_end()
         threading.Event().wait(grace)
         os._exit(1)
@@ -177,8 +191,19 @@ def _take_standard_input() -> int:
 
 
 def _first_line(descriptor: int) -> bytes:
-    """What comes through a pipe up to the end of a line, or its end; nothing follows a line that a parent tells."""
+    """What comes through a pipe up to the end of its first line, perhaps with the beginning of more; or up to its end."""
     line = b""
-    while not line.endswith(b"\n") and len(line) < TOLD_LIMIT and (data := os.read(descriptor, CHUNK)):
+    while b"\n" not in line and len(line) < TOLD_LIMIT and (data := os.read(descriptor, CHUNK)):
         line += data
     return line
+
+
+def _lines(descriptor: int, rest: bytes) -> Iterator[bytes]:
+    """The whole lines in `rest` and in what comes through the pipe, until that ends."""
+    while True:
+        *whole, rest = rest.split(b"\n")
+        yield from whole
+        data = os.read(descriptor, CHUNK)
+        if not data:
+            return
+        rest += data

@@ -4,7 +4,8 @@ Never: opens a socket, shows or logs a key, goes on without a key unasked (only 
 
 How it plays together: `Security.from_options` takes one source of trust (a certificate with its private key,
 a typed secret, or the key file, made at first start) and turns it into a master of 64 bytes. From the master
-come a CURVE pair for the sockets that listen, one for those that dial, and the key of the MAC: two gates.
+come a CURVE pair for the sockets that listen, one for those that dial, and the key of the MAC: two gates. While
+the cluster's key is being changed, a `Security` has the `following` one beside it, and both are accepted.
 
   1. CURVE, in libzmq's own thread. The public key of the listening side is derived as well, is never sent and
      never shown: who does not know it cannot finish a handshake. So no ZAP handler is needed; that is Python,
@@ -23,10 +24,8 @@ import hmac
 import logging
 import os
 import re
-import secrets
-import shlex
 import ssl
-import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,45 +34,67 @@ import zmq
 from zmq.utils import z85
 
 from discoro.errors import ConfigError, KeyFileError
+from discoro.keyfile import (
+    FILE_LIMIT,
+    KeyFile,
+    hex_bytes,
+    key_path,
+    make_key_file,
+    read_key_file,
+    read_private,
+    time_text,
+)
 
 log = logging.getLogger("discoro.security")
 
-KEY_BYTES = 16  # of a new key: 128 random bits are out of reach of guessing, and short enough to paste
-KEY_TEXT = re.compile(rb"(?:[0-9a-fA-F]{2}){16,64}")  # what a key file holds: 128 to 512 bits
-FILE_LIMIT = 64 * 1024  # bytes read of any file; a chain of certificates with its private key takes a tenth
 SECRET_SHORTEST = 8  # characters; shorter ones stand in every guesser's list, and no scrypt helps
 SECRET_WEAK = 16  # characters; below, a warning: one greeting caught by a fake node lets it guess at leisure
 MASTER_BYTES = 64
+_NEVER = float("inf")  # a worker learns from its node when a key takes over
 MAC_BYTES = 16  # a forger has one try in 2**128 per connection, and only behind gate 1
 ZMQ_OLDEST = (4, 3, 5)  # older ones have holes before the handshake (CVE-2019-13132, CVE-2020-15166)
-
-_OTHERWISE = "Or name another file with --key-file (DISCORO_KEY_FILE), use --secret, or --open for no key."
 
 
 class Security:
     """The trust of one process: secures its sockets, signs and checks greetings. Made by `from_options`.
 
     `open`: there is no key. `origin`: where the key came from, in words that hold no secret. `made_now`: this
-    very call made the key file. Immutable; printed, it shows `origin` only; pickling or copying it raises
-    TypeError.
+    very call made the key file. `path`: that file, None for other sources. `following`: while the cluster's key is
+    being changed, the next one, which others may use already; it takes over at `since`, seconds of Unix time.
+    Immutable; printed, it shows `origin` only; pickling or copying it raises TypeError.
     """
 
-    __slots__ = ("_client", "_mac_key", "_master", "_server", "made_now", "open", "origin")
+    __slots__ = ("_client", "_mac_key", "_master", "_server", "following", "made_now", "open", "origin", "path", "since")
 
     open: bool
     origin: str
     made_now: bool
+    path: Path | None
+    following: Security | None
+    since: float
     _master: bytes
     _server: tuple[bytes, bytes]  # CURVE (public, secret) as Z85, of all sockets that listen
     _client: tuple[bytes, bytes]  # of all sockets that dial
     _mac_key: bytes
 
-    def __init__(self, master: bytes, origin: str, *, made_now: bool = False) -> None:
+    def __init__(
+        self,
+        master: bytes,
+        origin: str,
+        *,
+        made_now: bool = False,
+        path: Path | None = None,
+        following: Security | None = None,
+        since: float = 0.0,
+    ) -> None:
         """`master`: 64 secret bytes, or b"" for open."""
         values = {
             "open": not master,
             "origin": origin,
             "made_now": made_now,
+            "path": path,
+            "following": following,
+            "since": since,
             "_master": master,
             "_server": _curve_pair(master, b"discoro-server") if master else (b"", b""),
             "_client": _curve_pair(master, b"discoro-client") if master else (b"", b""),
@@ -88,49 +109,99 @@ class Security:
         *,
         key_file: str | Path | None = None,
         secret: str | None = None,
+        secret_file: str | Path | None = None,
         certfile: str | Path | None = None,
         keyfile: str | Path | None = None,
         open: bool = False,
         environ: Mapping[str, str] = os.environ,
     ) -> Security:
-        """The trust that these options ask for; without any, this user's key file, made if there is none.
+        """The trust that these options ask for; without any, DISCORO_SECRET, else this user's key file, made if there is none.
 
         `certfile`, `keyfile`: PEM files; the private key (in `certfile` where `keyfile` is None) is the
-        cluster's key, and a `secret` beside them is mixed in, so that both are needed. `secret`: 8 characters
-        or more; takes about 0.1 s and 32 MiB, once. `key_file`: else DISCORO_KEY_FILE in `environ`, else
-        discoro/cluster.key under XDG_CONFIG_HOME or ~/.config.
+        cluster's key, and a secret beside them is mixed in, so that both are needed. `secret`: 8 characters
+        or more; takes about 0.1 s and 32 MiB, once. `secret_file`: a file that holds one, which only this user may
+        open. `key_file`: else DISCORO_KEY_FILE in `environ`, else discoro/cluster.key under XDG_CONFIG_HOME or
+        ~/.config. What is given here beats what stands in `environ`.
 
         Raises KeyFileError where a file with a key cannot be read or made, is open to others, or holds none;
         ConfigError for options that exclude each other, a secret too short, a pair that does not belong
         together, is encrypted or has expired, and a libzmq unfit for strangers. No error shows a secret.
         """
         pair = certfile if certfile is not None else keyfile
-        _refuse_several(open, pair, secret, key_file)
+        _refuse_several(open, pair, secret, secret_file, key_file)
         if open:
             return cls(b"", "open: no key")
         refuse_unfit_zmq(zmq.zmq_version_info(), zmq.has("curve"))
+        origin = "secret"
+        if secret_file is not None:
+            origin = f"secret {os.path.abspath(os.path.expanduser(secret_file))}"
+            secret = _secret_in(Path(os.path.abspath(os.path.expanduser(secret_file))))
+        elif secret is None and pair is None and key_file is None:
+            origin = "secret (DISCORO_SECRET)"
+            secret = _secret_of(environ)
         if pair is not None:
             return cls(*_from_pair(certfile, keyfile, secret))
         if secret is not None:
-            return cls(_from_secret(secret), "secret")
-        path = _key_path(key_file, environ)
+            return cls(_from_secret(secret), origin)
+        path = key_path(key_file, environ)
         made_now = not os.path.lexists(path) and make_key_file(path)
-        origin = f"key {path} (made now)" if made_now else f"key {path}"
-        return cls(_from_key_file(path), origin, made_now=made_now)
+        return cls.from_key_file(path, now=time.time(), made_now=made_now)
+
+    @classmethod
+    def from_key_file(cls, path: Path, *, now: float, made_now: bool = False) -> Security:
+        """The trust of a key file that is there, at that Unix time; with the key that follows, while that is being changed.
+
+        KeyFileError as `from_options`.
+        """
+        return cls._of_keys(read_key_file(path).at(now), f"key {path}", path, made_now)
+
+    @classmethod
+    def _of_keys(cls, keys: KeyFile, origin: str, path: Path, made_now: bool = False) -> Security:
+        following = None
+        if keys.following is not None:
+            origin += f" (a new key takes over at {time_text(keys.since)})"
+            following = cls(_from_key(keys.following), f"new key {path}", path=path)
+        origin += " (made now)" if made_now else ""
+        return cls(_from_key(keys.key), origin, made_now=made_now, path=path, following=following, since=keys.since)
+
+    def at(self, now: float) -> Security:
+        """What it is at that Unix time: once `since` has come, the following key is the only one."""
+        if self.following is None or now < self.since:
+            return self
+        origin = f"key {self.path}" if self.path else self.origin
+        return Security(self.following._master, origin, path=self.path)
 
     @classmethod
     def from_handed_down(cls, text: str) -> Security:
         """What `handed_down` of the node described; ConfigError, without the text, for anything else."""
         if text.strip() == "open":
             return cls(b"", "open: no key")
-        master = _hex_bytes(text.encode("ascii", "replace"))
-        if master is None or len(master) != MASTER_BYTES:
+        masters = [hex_bytes(each.encode("ascii", "replace")) for each in text.split()]
+        if not 0 < len(masters) <= 2 or any(master is None or len(master) != MASTER_BYTES for master in masters):
             raise ConfigError("the key from the node arrived damaged: a worker is started by its node only")
-        return cls(master, "key of the node")
+        made = [cls(master, "key of the node") for master in masters if master is not None]
+        return made[0] if len(made) == 1 else cls(made[0]._master, made[0].origin, following=made[1], since=_NEVER)
 
     def handed_down(self) -> str:
-        """All of it in one line for a worker of this node. Secret: through a pipe, nothing else."""
-        return self._master.hex() or "open"
+        """All of it in one line for a worker of this node, which is told anew when it changes. Secret: through a pipe or an
+        encrypted link, nothing else.
+        """
+        return " ".join(each._master.hex() for each in self.accepted) or "open"
+
+    @property
+    def accepted(self) -> list[Security]:
+        """This key and the following one, as far as there are any: what others may come with."""
+        return [each for each in (self, self.following) if each is not None and not each.open]
+
+    def same_key(self, other: Security | None) -> bool:
+        """Whether the other stands for the same key (or both are open), whatever follows it."""
+        return other is not None and hmac.compare_digest(self._master, other._master)
+
+    def same_trust(self, other: Security) -> bool:
+        """Whether the other stands for the same key, followed by the same one at the same time."""
+        if self.following is None or other.following is None:
+            return self.same_key(other) and self.following is other.following
+        return self.same_key(other) and self.following.same_key(other.following) and self.since == other.since
 
     def secure_server(self, socket: zmq.Socket[Any]) -> None:
         """Give a socket that listens its CURVE options; before `bind`, which reads them. Open: nothing."""
@@ -147,14 +218,21 @@ class Security:
         socket.curve_serverkey = self._server[0]
 
     def mac(self, body: bytes) -> bytes:
-        """The 16 bytes that prove that a holder of the key wrote `body`; b"" when open."""
-        if self.open:
-            return b""
-        return hashlib.blake2b(body, key=self._mac_key, digest_size=MAC_BYTES).digest()
+        """What proves that a holder of the key wrote `body`: 16 bytes for each key accepted here; b"" when open."""
+        return b"".join(each._mac(body) for each in self.accepted)
 
     def verify(self, body: bytes, mac: bytes) -> bool:
-        """Whether `mac` is that of `body` under this key, in constant time; when open, whether it is b''."""
-        return hmac.compare_digest(self.mac(body), mac)
+        """Whether `mac` is of `body` under a key accepted here, in constant time; when open, whether it is b''."""
+        if self.open:
+            return not mac
+        if len(mac) not in (MAC_BYTES, 2 * MAC_BYTES):
+            return False
+        theirs = [mac[at : at + MAC_BYTES] for at in range(0, len(mac), MAC_BYTES)]
+        ours = [each._mac(body) for each in self.accepted]
+        return sum(hmac.compare_digest(one, other) for one in ours for other in theirs) > 0
+
+    def _mac(self, body: bytes) -> bytes:
+        return hashlib.blake2b(body, key=self._mac_key, digest_size=MAC_BYTES).digest()
 
     def __repr__(self) -> str:
         return f"<Security {self.origin}>"
@@ -191,11 +269,14 @@ def refuse_unfit_zmq(version: tuple[int, int, int], has_curve: bool) -> None:
         raise ConfigError(f"libzmq {have} has known holes, {want} is needed: `pip install --upgrade pyzmq`")
 
 
-def _refuse_several(open: bool, pair: object, secret: object, key_file: object) -> None:
+def _refuse_several(open: bool, pair: object, secret: object, secret_file: object, key_file: object) -> None:
     """One source of trust only: of a secret beside --open, one would have to be ignored without a word."""
-    options = {"--open": open or None, "--certfile": pair, "--secret": secret, "--key-file": key_file}
+    options = {
+        **{"--open": open or None, "--certfile": pair, "--secret": secret},
+        **{"--secret-file": secret_file, "--key-file": key_file},
+    }
     given = [name for name, value in options.items() if value is not None]
-    if len(given) > 1 and given != ["--certfile", "--secret"]:
+    if len(given) > 1 and given not in (["--certfile", "--secret"], ["--certfile", "--secret-file"]):
         raise ConfigError(f"{' and '.join(given)} exclude each other: give one of them")
 
 
@@ -218,91 +299,25 @@ def _from_secret(secret: str) -> bytes:
     return hashlib.scrypt(typed, salt=b"discoro/v1", n=2**15, r=8, p=1, maxmem=2**26, dklen=MASTER_BYTES)
 
 
-# --- the key file
-
-
-def _key_path(key_file: str | Path | None, environ: Mapping[str, str]) -> Path:
-    named = key_file if key_file is not None else environ.get("DISCORO_KEY_FILE") or None
-    if named is not None:
-        return Path(os.path.abspath(os.path.expanduser(named)))
-    config = environ.get("XDG_CONFIG_HOME", "")
-    if not os.path.isabs(config):  # the XDG Base Directory rules: a relative one is ignored
-        config = os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".config")
-    if not os.path.isabs(config):
-        raise KeyFileError(f"no home directory to keep the cluster key in: set HOME. {_OTHERWISE}")
-    return Path(config, "discoro", "cluster.key")
-
-
-def make_key_file(path: Path) -> bool:
-    """Make a new random key at `path`, mode 0600, its directory 0700; False where there is a file already.
-
-    Of many starters at once exactly one makes it, and a reader finds it whole or not at all: it is written
-    aside and linked to its name, which never replaces a file. KeyFileError where that is not possible.
-    """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+def _secret_in(path: Path) -> str:
+    """The secret in a file, without the end of its line."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            with open(draft, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-                file.write(secrets.token_hex(KEY_BYTES) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise KeyFileError(
-            f"there is no cluster key {path}, and none can be made ({error.strerror}): "
-            f"make the directory writable. {_OTHERWISE}"
-        ) from error
-    return True
+        return read_private(path, "secret file").decode().rstrip("\r\n")
+    except UnicodeDecodeError:  # it carries the secret: not chained
+        raise KeyFileError(f"the secret file {path} is not valid text: write it in UTF-8") from None
 
 
-def _from_key_file(path: Path) -> bytes:
-    """The master of a key file; without scrypt, for 128 random bits cannot be guessed."""
-    key = _hex_bytes(_read_private(path, "cluster key"))
-    if key is None:
-        raise KeyFileError(
-            f"{path} holds no cluster key (32 to 128 hexadecimal digits): copy it from another machine of "
-            f"the cluster, or remove it, and a new one is made. {_OTHERWISE}"
-        )
+def _secret_of(environ: Mapping[str, str]) -> str | None:
+    """DISCORO_SECRET, unless it is empty. ConfigError where a key file is named there too: one would be ignored."""
+    secret = environ.get("DISCORO_SECRET") or None
+    if secret is not None and environ.get("DISCORO_KEY_FILE"):
+        raise ConfigError("DISCORO_SECRET and DISCORO_KEY_FILE exclude each other: unset one of them")
+    return secret
+
+
+def _from_key(key: bytes) -> bytes:
+    """The master of a key as key files have it; without scrypt, for 128 random bits cannot be guessed."""
     return hashlib.blake2b(key, person=b"discoro-file").digest()
-
-
-def _hex_bytes(text: bytes) -> bytes | None:
-    """The bytes of a key's text; None for other text, and no exception, whose traceback would keep it."""
-    text = text.strip()
-    return bytes.fromhex(text.decode()) if KEY_TEXT.fullmatch(text) else None
-
-
-def _read_private(path: Path, what: str) -> bytes:
-    """The content of a file that only this user can open; else KeyFileError, which calls it `what`."""
-    try:  # O_NONBLOCK: a FIFO would make us wait for whoever writes to it
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            _refuse_unsafe(path, what, os.fstat(file.fileno()))
-            return file.read(FILE_LIMIT)
-    except OSError as error:
-        raise KeyFileError(
-            f"the {what} {path} cannot be read ({error.strerror}): check it, and who owns it. {_OTHERWISE}"
-        ) from error
-
-
-def _refuse_unsafe(path: Path, what: str, status: os.stat_result) -> None:
-    """Judges the opened file and not its name, so that nobody can put another in its place in between."""
-    if not stat.S_ISREG(status.st_mode):
-        raise KeyFileError(f"the {what} {path} is not a regular file. {_OTHERWISE}")
-    if status.st_uid != os.geteuid():
-        raise KeyFileError(
-            f"the {what} {path} belongs to user id {status.st_uid}, who could run code as you "
-            f"(user id {os.geteuid()}): use a copy of your own. {_OTHERWISE}"
-        )
-    if status.st_mode & 0o077:
-        raise KeyFileError(
-            f"the {what} {path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}), who could run "
-            f"code as you: run `chmod 600 {shlex.quote(str(path))}`. Was it read? Use another"
-        )
 
 
 # --- a certificate and its private key
@@ -317,10 +332,10 @@ def _from_pair(
     cert_path = Path(os.path.abspath(certfile))
     key_path = Path(os.path.abspath(keyfile if keyfile is not None else certfile))
     origin = f"certificate {cert_path} (SHA-256 {_fingerprint(cert_path)})"
-    _read_private(key_path, "private key")  # for its checks; read again below, so that no traceback holds it
+    read_private(key_path, "private key")  # for its checks; read again below, so that no traceback holds it
     _check_pair(cert_path, key_path)
     stretched = b"" if secret is None else _from_secret(secret)
-    private = _pem_block(_read_private(key_path, "private key"), b"(?:[A-Z]+ )?PRIVATE KEY")
+    private = _pem_block(read_private(key_path, "private key"), b"(?:[A-Z]+ )?PRIVATE KEY")
     if private is None:
         raise KeyFileError(f"the private key {key_path} has an unknown form: use an RSA or EC key as PEM")
     master = hashlib.blake2b(private, key=stretched, person=b"discoro-pair").digest()

@@ -55,9 +55,12 @@ class Owner(Protocol):
     """What either side of a connection needs of the transport that it belongs to."""
 
     loop: asyncio.AbstractEventLoop
-    security: Security
     receiver: Receiver
     context: zmq.Context[Socket]
+
+    @property
+    def keys(self) -> list[Security]:
+        """Those that a dial tries, in this order."""
 
     def tell_ended(self, conn: int, how: Ended, detail: str) -> None:
         """Passes on the end of a connection, unless it was told or dropped before. From the loop only."""

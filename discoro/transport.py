@@ -46,6 +46,7 @@ class Transport:
         self._lines: dict[int, Inbound | Outbound] = {}
         self._listener: Listener | None = None
         self._numbers = itertools.count(1)
+        self._hosts: list[str] = []
         self._addresses: list[str] = []
         self._terminated = asyncio.Event()
         self._terminator: threading.Thread | None = None
@@ -65,14 +66,49 @@ class Transport:
         require_descriptors()
         listener = Listener(self)
         try:
-            port = listener.bind(hosts, ports)
+            port = listener.open_door(hosts, ports, self.security)
         except BaseException:  # whatever it is, no port stays bound
             listener.close(linger=0)
             raise
-        self._listener = listener
+        self._listener, self._hosts = listener, hosts
         self._addresses = [address_of(host, port) for host in hosts]
         log.debug("= listening on %s", ", ".join(self._addresses))
         return list(self._addresses)
+
+    def use(self, security: Security, ports: range | None = None) -> list[str]:
+        """Change the key: `security` is what counts from now on, and what follows it gets a door of its own, at one of
+        `ports`. Returns the addresses of the second door where it was opened by this call, else none.
+
+        Connections under a key that is accepted no more end as BROKEN. PortTaken where `ports` are taken; then nothing changed.
+        """
+        self._refuse_when_closed()
+        opened: list[str] = []
+        if self._listener is not None:
+            opened = self._change_doors(self._listener, security, ports)
+        self.security = security
+        for line in list(self._lines.values()):
+            if isinstance(line, Outbound) and not any(line.security.same_key(each) for each in self.keys):
+                line.outlived("the cluster's key was changed")
+        return opened
+
+    def _change_doors(self, listener: Listener, security: Security, ports: range | None) -> list[str]:
+        opened: list[str] = []
+        second = security.following or security
+        if len(listener.keys) > 1:
+            if not listener.keys[1].same_key(second):
+                listener.change_key(1, second)
+        elif security.following is not None:
+            port = listener.open_door(self._hosts, ports, second)
+            opened = [address_of(host, port) for host in self._hosts]
+            self._addresses += opened
+        if not listener.keys[0].same_key(security):
+            listener.change_key(0, security)
+        return opened
+
+    @property
+    def keys(self) -> list[Security]:
+        """Those that a dial tries, in this order."""
+        return self.security.accepted or [self.security]
 
     def dial(self, address: str) -> int:
         """Connect to "host:port", host being an IP address. Returns the number of the connection at once;
@@ -164,7 +200,7 @@ class Transport:
             self.receiver.ended(conn, how, detail)
 
     def close_copies(self) -> None:
-        """In a forked child: close its copies of our TCP connections. Otherwise the port stays taken and no
+        """In a forked child: close its copies of our TCP sockets. Otherwise the port stays taken and no
         peer sees our end for as long as the child lives. libzmq keeps its descriptors to itself, so all that
         the process has are looked at.
         """

@@ -207,6 +207,11 @@ class Workers:
             worker.child.signal_group(signal.SIGKILL)
         await asyncio.wait([worker.gone])
 
+    def tell_key(self) -> None:
+        """The cluster's key was changed: every worker is told, through its pipe, which needs no link with it."""
+        for worker in self:
+            worker.child.tell({"security": self._mesh.security.handed_down()})
+
     async def where_it_stands(self, worker: Worker) -> str:
         """The innermost line of code that a busy worker is at, as faulthandler writes it; "" where it cannot be seen."""
         output = worker.output

@@ -26,7 +26,7 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
-from discoro import security
+from discoro import keyfile, security
 from discoro.errors import ConfigError, KeyFileError
 from discoro.security import Security
 
@@ -98,7 +98,7 @@ def test_garbage_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     path.chmod(0o600)
     text = refused(path)
-    assert "holds no cluster key" in text and "copy it from another machine" in text
+    assert "holds no cluster key" in text and "discoro join" in text
     assert path.read_bytes() == content
 
 
@@ -248,9 +248,9 @@ def test_spaces_around_a_pasted_key_and_its_letters_case_do_not_matter(tmp_path:
 def test_a_key_that_is_there_is_never_replaced(tmp_path: Path) -> None:
     """What the slower of two starters meets, after both saw no file."""
     path = tmp_path / "cluster.key"
-    assert security.make_key_file(path)
+    assert keyfile.make_key_file(path)
     content = path.read_bytes()
-    assert not security.make_key_file(path)
+    assert not keyfile.make_key_file(path)
     assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
 
