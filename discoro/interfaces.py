@@ -63,6 +63,11 @@ class Interfaces:
         return bool(self.usable) and all(_is_loopback(address) for _, address in self.usable)
 
     @property
+    def public(self) -> list[str]:
+        """The usable addresses that the whole Internet may reach (IANA's special-purpose registries list the others)."""
+        return [address for _, address in self.usable if is_public(address)]
+
+    @property
     def multicast(self) -> list[str]:
         """The addresses that mDNS goes over: one an interface, as a second would send every packet twice.
 
@@ -203,6 +208,24 @@ def _is_up(nic: str) -> bool:
 def needs_scope(ip: Address) -> bool:
     """True for IPv6 link-local: such an address means nothing without the interface of whoever dials it."""
     return ip.version == 6 and ip.is_link_local
+
+
+def refuse_public(where: Interfaces, external: str | None) -> None:
+    """ConfigError where this process would listen without a key at an address that the whole Internet may reach."""
+    public = [*where.public, *([external] if external and is_public(external) else [])]
+    if public:
+        raise ConfigError(
+            f"--open at public addresses ({', '.join(public)}) would let the whole Internet run code here: leave out --open, "
+            "choose other addresses with -i (a firewall in between is not seen from here), or add --open-public"
+        )
+
+
+def is_public(host: str) -> bool:
+    """Whether the whole Internet may reach that address, or, for a host name, might."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_global
+    except ValueError:
+        return True
 
 
 def _is_loopback(address: str) -> bool:

@@ -186,6 +186,8 @@ class Listener:
         security.secure_server(self._socket)
         door.security = security
         door.endpoints = [self._bind(descriptor) for descriptor in door.descriptors]
+        for inbound in list(self._by_id.values()):  # the monitor does not tell of connections that we end ourselves
+            self.look(inbound)
 
     def _bind(self, descriptor: int) -> str:
         """Have libzmq accept at a copy of that socket; the endpoint."""

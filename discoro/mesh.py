@@ -33,7 +33,7 @@ from discoro.errors import DiscoroError, NoSuchCoro, PeerLost, ProtocolError, Ti
 from discoro.exchange import Exchange, directory_at_peer, name_at_peer, process_meant
 from discoro.exits import Exits
 from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, Finding, whereabouts, with_port
-from discoro.interfaces import interfaces
+from discoro.interfaces import interfaces, refuse_public
 from discoro.introducing import Introducing
 from discoro.link import PEER_ENDED, Link, State
 from discoro.local import local_node
@@ -137,6 +137,8 @@ class Mesh:
             self._resources.enter_context(watch(self._name_of_task))
         security = self._place.security or options.security()
         self.interfaces = interfaces(["127.0.0.1"] if options.local else options.ip_addr)
+        if security.open and not options.open_public:
+            refuse_public(self.interfaces, options.ext_ip_addr)
         timeouts = {"connect_timeout": options.connect_timeout, "peer_timeout": options.peer_timeout}
         self._peers = Peers(self._greeting(), security, self, **timeouts)
         self._introducing = Introducing(self, self._peers)

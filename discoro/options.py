@@ -29,11 +29,11 @@ class MeshOptions:
     "host:port") to link with where multicast does not reach (DISCORO_PEERS, with commas, adds to them). `mdns`: look for nodes
     by mDNS. `ip_addr`: addresses or host names to listen on; `ext_ip_addr`: where others reach us behind a NAT. `local`: use a
     node of this machine only, started for the life of this mesh with `local_options`. `key_file`, `secret`, `secret_file`,
-    `certfile` with `keyfile`, `open`: the cluster key, see the page Security. `discover_timeout`: until NoNodes;
-    `connect_timeout`: until a process never met is Unreachable; `peer_timeout`: until one out of reach is lost. `dest_path`:
-    the directory for files that others send to this process (default: a new one for temporary files); `max_file_size`: bytes
-    of the largest file taken, 0: any. `debug`: name what blocks the event loop, and switch on asyncio's own debug mode
-    (DISCORO_DEBUG=1 and PYTHONASYNCIODEBUG=1 mean the same).
+    `certfile` with `keyfile`, `open` (with `open_public` on public addresses too): the cluster key, see the page Security.
+    `discover_timeout`: until NoNodes; `connect_timeout`: until a process never met is Unreachable; `peer_timeout`: until one
+    out of reach is lost. `dest_path`: the directory for files that others send to this process (default: a new one for
+    temporary files); `max_file_size`: bytes of the largest file taken, 0: any. `debug`: name what blocks the event loop, and
+    switch on asyncio's own debug mode (DISCORO_DEBUG=1 and PYTHONASYNCIODEBUG=1 mean the same).
     """
 
     name: str | None = None
@@ -50,6 +50,7 @@ class MeshOptions:
     certfile: str | Path | None = None
     keyfile: str | Path | None = None
     open: bool = False
+    open_public: bool = False
     discover_timeout: float = 5.0
     connect_timeout: float = 5.0
     peer_timeout: float = 15.0

@@ -173,12 +173,15 @@ class Parent(NamedTuple):
 
 
 def child_environment() -> dict[str, str]:
-    """Ours, for a child; where this discoro was not installed but imported from a checkout, with that on its path."""
+    """Ours, for a child, without the cluster's secret: it is told that, and code that runs there must not find it. Where this
+    discoro was not installed but imported from a checkout, with that on its path.
+    """
+    ours = {name: value for name, value in os.environ.items() if name != "DISCORO_SECRET"}
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = os.environ.get("PYTHONPATH")
     if os.path.basename(here) in ("site-packages", "dist-packages") or here in (path or "").split(os.pathsep):
-        return dict(os.environ)
-    return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{path}" if path else here}
+        return ours
+    return {**ours, "PYTHONPATH": f"{here}{os.pathsep}{path}" if path else here}
 
 
 def _take_standard_input() -> int:

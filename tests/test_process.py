@@ -35,10 +35,10 @@ class Watched:
         self.output += data
         self.wrote.set()
 
-    async def line(self) -> str:
-        """What it has written, once that is a line."""
+    async def line(self, ends: str = "\n") -> str:
+        """What it has written, once that is a line, or has this in it."""
         async with asyncio.timeout(10):
-            while b"\n" not in self.output:
+            while ends.encode() not in self.output:
                 self.wrote.clear()
                 await self.wrote.wait()
         return self.output.decode()
@@ -105,6 +105,35 @@ def test_what_is_told_arrives_and_shows_nowhere() -> None:
         await watched.finish()
 
     in_loop(work)
+
+
+LATER = f"""
+{MEET}; import threading; done = threading.Event()
+parent.end_with(done.set, grace=60, on_told=lambda told: print(told, flush=True)); done.wait(); print("in order", flush=True)
+"""
+
+
+def test_what_is_told_later_arrives_in_order_and_the_end_after_it() -> None:
+    async def work() -> None:
+        watched = Watched(LATER)
+        for number in range(3):  # the first ones before the child has started: they lie in the pipe behind the first line
+            watched.child.tell({"number": number})
+        assert await watched.line("2}\n") == "".join(f"{{'number': {number}}}\n" for number in range(3))
+        watched.child.tell({"late": "x" * 10_000})
+        assert (await watched.line("x'}\n")).endswith(f"{{'late': '{'x' * 10_000}'}}\n")
+        watched.child.ask_to_end()
+        watched.child.tell({"too": "late"})
+        assert (await watched.line("order\n")).endswith("x'}\nin order\n")
+        await watched.finish()
+
+    in_loop(work)
+
+
+def test_a_child_does_not_get_the_secret_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISCORO_SECRET", "correct horse battery staple")
+    monkeypatch.setenv("DISCORO_PEERS", "ada")
+    environment = child_environment()
+    assert "DISCORO_SECRET" not in environment and environment["DISCORO_PEERS"] == "ada"
 
 
 def test_code_that_reads_standard_input_finds_it_empty() -> None:

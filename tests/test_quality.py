@@ -22,7 +22,7 @@ def run_tool(name: str, *arguments: str) -> None:
 
 
 def test_ruff_finds_nothing() -> None:
-    run_tool("ruff", "check", "--quiet", ".", "bin/discoro-node")
+    run_tool("ruff", "check", "--quiet", ".", "bin/discoro", "bin/discoro-node")
 
 
 @pytest.mark.slow

@@ -345,6 +345,8 @@ def test_an_option_beats_the_variable_and_the_variable_the_default(
         ({"secret": TYPED, "key_file": "k"}, "--secret and --key-file"),
         ({"certfile": "c", "keyfile": "k", "key_file": "k"}, "--certfile and --key-file"),
         ({"open": True, "secret": ""}, "--open and --secret"),
+        ({"secret": TYPED, "secret_file": "s"}, "--secret and --secret-file"),
+        ({"secret_file": "s", "key_file": "k"}, "--secret-file and --key-file"),
     ],
 )
 def test_no_source_of_trust_is_left_unused_in_silence(options: dict[str, Any], named: str) -> None:
@@ -438,6 +440,90 @@ def test_open_takes_no_mac_and_gives_none(tmp_path: Path) -> None:
 
 
 # --- handed down to workers
+
+
+def both(tmp_path: Path, now: float = 0.0) -> Security:
+    """The trust of a key file in which one key follows another, at a time of 1000."""
+    path = tmp_path / "changing.key"
+    keyfile.write_key_file(path, keyfile.KeyFile(OLD, NEW, 1000.0))
+    return Security.from_key_file(path, now=now)
+
+
+def one(tmp_path: Path, key: bytes) -> Security:
+    path = tmp_path / f"{key.hex()}.key"
+    keyfile.write_key_file(path, keyfile.KeyFile(key))
+    return keyed(path)
+
+
+OLD, NEW = bytes(range(16)), bytes(range(16, 32))
+
+
+def test_while_a_key_is_changed_greetings_under_either_are_good(tmp_path: Path) -> None:
+    old, new, changing = one(tmp_path, OLD), one(tmp_path, NEW), both(tmp_path)
+    assert changing.same_key(old) and changing.following is not None and changing.following.same_key(new)
+    for other in (old, new):
+        assert other.verify(b"hello", changing.mac(b"hello")) and changing.verify(b"hello", other.mac(b"hello"))
+        assert not other.verify(b"hellO", changing.mac(b"hello"))
+    assert not old.verify(b"hello", new.mac(b"hello"))
+    third = keyed(tmp_path / "third")
+    assert not third.verify(b"hello", changing.mac(b"hello")) and not changing.verify(b"hello", third.mac(b"hello"))
+    assert "a new key takes over at 1970-01-01T00:16:40Z" in changing.origin
+
+
+def test_once_the_time_has_come_the_new_key_is_the_only_one(tmp_path: Path) -> None:
+    new, changing = one(tmp_path, NEW), both(tmp_path)
+    for later in (changing.at(1000.0), both(tmp_path, now=1000.0)):
+        assert later.same_key(new) and later.following is None and later.path == tmp_path / "changing.key"
+        assert later.origin == f"key {later.path}"
+        assert not later.verify(b"hello", one(tmp_path, OLD).mac(b"hello"))
+    assert changing.at(999.9) is changing
+
+
+def test_both_keys_are_handed_down(tmp_path: Path) -> None:
+    changing = both(tmp_path)
+    again = Security.from_handed_down(changing.handed_down())
+    assert again.same_key(changing) and again.following is not None and again.following.same_key(changing.following)
+    assert again.at(1e12) is again, "a worker learns from its node when the new key takes over"
+    with pytest.raises(ConfigError):
+        Security.from_handed_down(f"{changing.handed_down()} {changing.handed_down()}")
+
+
+def test_the_same_trust_is_the_same_keys_at_the_same_time(tmp_path: Path) -> None:
+    changing = both(tmp_path)
+    assert changing.same_trust(both(tmp_path)) and one(tmp_path, OLD).same_trust(one(tmp_path, OLD))
+    assert not changing.same_trust(one(tmp_path, OLD)) and not one(tmp_path, OLD).same_trust(changing)
+    assert not changing.same_trust(changing.at(1000.0))
+
+
+# --- where a typed secret comes from
+
+
+def test_a_secret_in_a_file_is_the_same_as_a_typed_one(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text(f"{TYPED}\r\n")
+    path.chmod(0o600)
+    found = Security.from_options(secret_file=path, environ={})
+    assert found.same_key(Security.from_options(secret=TYPED, environ={})) and found.origin == f"secret {path}"
+    path.chmod(0o640)
+    with pytest.raises(KeyFileError, match="the secret file .* is open to others"):
+        Security.from_options(secret_file=path, environ={})
+    path.chmod(0o600)
+    path.write_bytes(b"\xff" * 20)
+    with pytest.raises(KeyFileError, match="not valid text") as caught:
+        Security.from_options(secret_file=path, environ={})
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+def test_a_secret_in_the_environment(tmp_path: Path) -> None:
+    environ = {"DISCORO_SECRET": TYPED, "HOME": str(tmp_path)}
+    typed = Security.from_options(secret=TYPED, environ={})
+    found = Security.from_options(environ=environ)
+    assert found.same_key(typed) and TYPED not in found.origin and list(tmp_path.iterdir()) == []
+    assert Security.from_options(open=True, environ=environ).open, "what is typed beats the environment"
+    assert not Security.from_options(key_file=tmp_path / "k", environ=environ).same_key(typed)
+    with pytest.raises(ConfigError, match="DISCORO_SECRET and DISCORO_KEY_FILE exclude each other"):
+        Security.from_options(environ={**environ, "DISCORO_KEY_FILE": "k"})
+    assert "cluster.key" in Security.from_options(environ={**environ, "DISCORO_SECRET": ""}).origin
 
 
 def test_what_is_handed_down_is_the_same_trust(tmp_path: Path) -> None:

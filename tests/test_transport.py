@@ -1205,6 +1205,127 @@ def test_a_free_port_on_all_hosts() -> None:
     play(SocketWorld, scenario)
 
 
+# A key that is changed.
+
+
+def changing(key: str, following: str) -> Security:
+    """The trust of a process while one key follows another."""
+    return Security.from_handed_down(f"{trust(key).handed_down()} {trust(following).handed_down()}")
+
+
+def test_a_second_door_lets_in_the_key_that_follows() -> None:
+    async def scenario(world: SocketWorld) -> None:
+        there, listening = world.transport("old")
+        first = there.listen([LOOPBACK, "::1"], None)
+        second = there.use(changing("old", "new"))
+        assert len(second) == len(first) == 2 and not set(first) & set(second)
+        for key, let_in, shut_out in (("old", first, second), ("new", second, first)):
+            here, dialling = world.transport(key)
+            for address in let_in:
+                conn = here.dial(address)
+                await dialling.until_up(conn)
+                assert here.send(conn, [key.encode()])
+            for address in shut_out:
+                assert await dialling.end_of(here.dial(address)) is Ended.DENIED
+        await listening.until(lambda: len(listening.frames) == 4)
+
+    play(SocketWorld, scenario)
+
+
+def test_at_the_end_both_doors_have_the_new_key_and_connections_of_the_old_one_break() -> None:
+    async def scenario(world: SocketWorld) -> None:
+        there, listening = world.transport("old")
+        first = there.listen([LOOPBACK], None)
+        second = there.use(changing("old", "new"))
+        (old, old_heard), (new, new_heard) = world.transport("old"), world.transport("new")
+        of_old, of_new = old.dial(first[0]), new.dial(second[0])
+        await old_heard.until_up(of_old)
+        await new_heard.until_up(of_new)
+        for here, conn in ((old, of_old), (new, of_new)):
+            here.send(conn, [b"."])
+        await listening.until(lambda: len(listening.frames) == 2)
+
+        assert there.use(trust("new")) == []
+        assert await old_heard.end_of(of_old) is Ended.BROKEN
+        await listening.until(lambda: len(listening.ends) == 1)
+        assert await old_heard.end_of(old.dial(first[0])) is Ended.DENIED
+        assert await old_heard.end_of(old.dial(second[0])) is Ended.DENIED
+        for address in (*first, *second):
+            await new_heard.until_up(new.dial(address))
+        assert new.send(of_new, [b"still"]), "who came with the new key stays"
+        await listening.until(lambda: [b"still"] in [frame for frames in listening.frames.values() for frame in frames])
+
+    play(SocketWorld, scenario)
+
+
+def test_a_dial_tries_both_keys_while_one_follows_the_other() -> None:
+    async def scenario(world: SocketWorld) -> None:
+        here, dialling = world.transport("old")
+        here.use(changing("old", "new"))
+        there = {key: world.transport(key)[0].listen([LOOPBACK], None)[0] for key in ("old", "new", "other")}
+        conns = {key: here.dial(address) for key, address in there.items()}
+        await dialling.until_up(conns["old"])
+        await dialling.until_up(conns["new"])
+        assert await dialling.end_of(conns["other"]) is Ended.DENIED
+
+        here.use(trust("new"))
+        assert await dialling.end_of(conns["old"]) is Ended.BROKEN
+        assert here.send(conns["new"], [b"."])
+
+    play(SocketWorld, scenario)
+
+
+def test_a_key_that_is_changed_again_and_again() -> None:
+    async def scenario(world: SocketWorld) -> None:
+        there, _ = world.transport("0")
+        first = there.listen([LOOPBACK], None)
+        second = there.use(changing("0", "1"))
+        for number in range(1, 5):
+            assert there.use(trust(f"{number}")) == []
+            assert there.use(changing(f"{number}", f"{number + 1}")) == [], "the second door is there already"
+            for address, key in ((first[0], f"{number}"), (second[0], f"{number + 1}")):
+                here, dialling = world.transport(key)
+                await dialling.until_up(here.dial(address))
+
+    play(SocketWorld, scenario)
+
+
+def test_nobody_who_dials_while_a_door_changes_is_refused() -> None:
+    """A refused connection means that the process has ended: links would be lost for it."""
+
+    async def scenario(world: SocketWorld) -> None:
+        there, _ = world.transport("a")
+        address = there.listen([LOOPBACK], None)[0]
+        for number in range(50):
+            there.use(trust("ab"[number % 2]))
+            with socket.create_connection(at(address), timeout=PATIENCE):
+                pass
+
+    play(SocketWorld, scenario)
+
+
+def test_a_second_door_that_finds_no_port_changes_nothing() -> None:
+    async def scenario(world: SocketWorld) -> None:
+        there, _ = world.transport("old")
+        address = there.listen([LOOPBACK], None)[0]
+        with socket.create_server((LOOPBACK, 0)) as taken, pytest.raises(PortTaken):
+            there.use(changing("old", "new"), range(taken.getsockname()[1], taken.getsockname()[1] + 1))
+        here, dialling = world.transport("old")
+        await dialling.until_up(here.dial(address))
+
+    play(SocketWorld, scenario)
+
+
+def test_a_closed_transport_changes_no_key() -> None:
+    async def scenario(world: SocketWorld) -> None:
+        there, _ = world.transport("old")
+        await there.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            there.use(trust("new"))
+
+    play(SocketWorld, scenario)
+
+
 def test_a_taken_port_leaves_the_transport_usable() -> None:
     async def scenario(world: SocketWorld) -> None:
         there, _ = world.transport()

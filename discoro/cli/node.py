@@ -23,8 +23,10 @@ from typing import Any
 
 from discoro import __version__
 from discoro.adverts import LABEL_LIMIT
+from discoro.cli.arguments import conceal
 from discoro.errors import ConfigError, PortTaken
 from discoro.finding import BASE_PORT
+from discoro.keyfile import code_of, read_key_file
 from discoro.node import PORT_RANGE, Node, NodeOptions
 from discoro.process import Parent
 from discoro.security import Security
@@ -153,10 +155,13 @@ def add_network(group: Any) -> None:
 
 def add_trust(group: Any) -> None:
     group.add_argument("--key-file", "--key_file", metavar="FILE", help="cluster key, made if missing (or DISCORO_KEY_FILE)")
-    group.add_argument("-s", "--secret", help="derive the key from this passphrase instead")
+    group.add_argument("-s", "--secret", metavar="TEXT", help="derive the key from this text instead (DISCORO_SECRET is safer)")
+    text = "the same from a file that only you can read, or from a line of standard input (-)"
+    group.add_argument("--secret-file", "--secret_file", metavar="FILE", help=text)
     group.add_argument("--certfile", metavar="FILE", help="with --keyfile: a pair that the group shares, as its key (not TLS)")
     group.add_argument("--keyfile", metavar="FILE", help="the private key of --certfile")
     group.add_argument("--open", action="store_true", help="no key: whoever reaches this machine can run code on it")
+    group.add_argument("--open-public", action="store_true", help="with --open: at addresses of the Internet, too")
 
 
 def slots_of(cpus: int) -> int:
@@ -211,11 +216,17 @@ def default_dest_path() -> Path:
 
 
 def security_of(options: argparse.Namespace) -> Security:
+    """The trust that the options and the environment ask for; no secret stays in the visible command line."""
+    log = logging.getLogger("discoro.node")
     if options.secret is not None:
-        logging.getLogger("discoro.node").warning("--secret shows in the list of processes; --key-file does not")
+        wiped = conceal(options.secret)
+        seen = "was seen in the list of processes until now" if wiped else "shows in the list of processes"
+        log.warning("--secret %s, and may stand in your shell's history: prefer --secret-file or DISCORO_SECRET", seen)
+    from_input = options.secret_file == "-"
     return Security.from_options(
         key_file=options.key_file,
-        secret=options.secret,
+        secret=sys.stdin.readline().rstrip("\r\n") if from_input else options.secret,
+        secret_file=None if from_input else options.secret_file,
         certfile=options.certfile,
         keyfile=options.keyfile,
         open=options.open,
@@ -230,6 +241,7 @@ def mesh_options(options: argparse.Namespace) -> dict[str, Any]:
         "mdns": not options.no_mdns,
         "ip_addr": options.ip_addr,
         "ext_ip_addr": options.ext_ip_addr,
+        "open_public": options.open_public,
     }
 
 
@@ -256,6 +268,8 @@ def told(node: Node) -> Iterator[tuple[str, str]]:
     yield "ports", f"TCP {mesh.addresses[0].rpartition(':')[2]}, {workers}{mdns}"
     is_open = f"{red('OPEN')}: whoever reaches these addresses can run code here"
     yield "trust", is_open if mesh.security.open else mesh.security.origin
+    if mesh.security.made_now and mesh.security.path is not None and sys.stderr.isatty():  # once, and into no log
+        yield "", f"on each further machine type discoro join, and paste {code_of(read_key_file(mesh.security.path).key)}"
 
 
 def wrapped(heading: str, text: str, columns: int) -> list[str]:

@@ -13,6 +13,7 @@ its output fails the test. Without hosts all run on this machine, on loopback, a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,7 @@ from tests.support.netns import Lan
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE_PORT = 27_400  # of nodes on a Lan, where nobody else is
+IN_MODIFY = 0x2  # inotify(7)
 NOISE = ("Traceback", "never retrieved", "never awaited", "Exception ignored", "a bug in discoro", "Task was destroyed")
 PRELUDE = """
 import json, sys, time
@@ -59,6 +61,20 @@ class Command:
     def output(self) -> str:
         """What it wrote on standard error."""
         return self._log.read_text(errors="replace")
+
+    def until_output(self, holds: Callable[[str], bool], timeout: float) -> None:
+        """Until that holds of what it wrote on standard error; fails after `timeout` seconds, with it."""
+        end = time.monotonic() + timeout
+        libc = ctypes.CDLL(None)
+        watcher = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            libc.inotify_add_watch(watcher, os.fsencode(self._log), IN_MODIFY)
+            while not holds(self.output):
+                left = max(0.0, end - time.monotonic())
+                assert select.select([watcher], [], [], left)[0], f"did not come in {timeout} s\n{self.output}"
+                os.read(watcher, 65536)
+        finally:
+            os.close(watcher)
 
     def tell(self, value: Any) -> None:
         """One line for its `told()`."""
