@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from discoro import __version__
 from discoro.cli import node as command
 from discoro.cli.node import host_of, name_of, parser, port_of, processors, size_of, slots_of, wrapped
 from discoro.errors import ConfigError
+from discoro.keyfile import code_of, read_key_file
 from tests.support.commands import ROOT, Machines, NodeCommand
 from tests.support.nodes import COMMAND, LOOPBACK, a_node, children, environment, files_below, until_ended, until_gone
 
@@ -280,6 +282,57 @@ def test_a_secret_shows_in_no_output(tmp_path: Path) -> None:
         assert "horse" not in node.output
         for at in (Path(f"/proc/{pid}") for pid in children(node.pid)):
             assert b"horse" not in (at / "cmdline").read_bytes() + (at / "environ").read_bytes()
+
+
+def on_a_terminal(tmp_path: Path, until: bytes) -> bytes:
+    """What a node shows on a terminal until that; then it is stopped."""
+    ours, theirs = pty.openpty()
+    command = [*COMMAND, *LOOPBACK, "-c", "1", "-n", "ada"]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(tmp_path)) as process:
+        os.close(theirs)
+        shown = b""
+        while until not in shown:
+            assert select.select([ours], [], [], 20)[0], shown
+            shown += os.read(ours, 4096)
+        process.terminate()
+        assert process.wait(10) == 0
+    os.close(ours)
+    return shown
+
+
+def test_the_code_is_shown_once_and_on_a_terminal_only(tmp_path: Path) -> None:
+    first = on_a_terminal(tmp_path, b"Ctrl-C stops it").decode()
+    code = code_of(read_key_file(tmp_path / "cluster.key").key)
+    assert "on each further machine type discoro join, and" in first and code in first
+    assert max(map(len, first.split("\r\n"))) <= 80 or str(tmp_path) in first
+    second = on_a_terminal(tmp_path, b"Ctrl-C stops it").decode()
+    assert "discoro join" not in second and code not in second
+
+
+def test_the_code_shows_in_no_log(tmp_path: Path) -> None:
+    with a_node(tmp_path, "-d") as node:
+        assert "(made now)" in node.output
+        assert code_of(read_key_file(tmp_path / "cluster.key").key)[:11] not in node.output
+
+
+def test_a_secret_from_a_file_and_from_standard_input(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch(0o600)
+    secret.write_text("correct horse battery\n")
+    with a_node(tmp_path, "--secret-file", str(secret)) as node:
+        assert f"secret {secret}" in " ".join(node.output.split()) and "horse" not in node.output
+    command = [*COMMAND, *LOOPBACK, "--secret-file", "-", "-c", "1"]
+    done = subprocess.run(command, input="short\n", capture_output=True, text=True, timeout=20, env=environment(tmp_path))
+    assert done.returncode == 78 and "the secret has 5 characters" in done.stderr
+
+
+def test_open_at_a_public_address_needs_a_second_word(tmp_path: Path) -> None:
+    command = [*COMMAND, *LOOPBACK, "-c", "1", "--open", "--ext-ip-addr", "gate.example.org"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment(tmp_path))
+    assert done.returncode == 78
+    assert "--open at public addresses (gate.example.org)" in done.stderr and "--open-public" in done.stderr
+    with a_node(tmp_path, "--open", "--open-public", "--ext-ip-addr", "gate.example.org") as node:
+        assert "OPEN" in node.output
 
 
 def test_debug_logs_more_of_discoro(tmp_path: Path) -> None:

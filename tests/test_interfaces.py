@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from discoro.errors import ConfigError
-from discoro.interfaces import NicAddress, choose, interfaces, look_again
+from discoro.interfaces import NicAddress, choose, interfaces, is_public, look_again, refuse_public
 
 LAN = NicAddress("eth0", "192.168.1.20", 24)
 LOOPBACK = NicAddress("lo", "127.0.0.1", 8)
@@ -107,3 +107,21 @@ def test_an_address_asked_for_stays_asked_for_while_it_is_gone() -> None:
     assert nothing.usable == () and not nothing.loopback_only, "nobody asked for loopback"
     assert look_again(nothing, [LAN, wlan, LOOPBACK]) == both
     assert look_again(choose([LAN], {}), [wlan, LOOPBACK]).usable == (("wlan0", "10.0.0.3"),)
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8", "2606:4700::1", "[2606:4700::1]", "gate.example.org"])
+def test_what_the_internet_may_reach(host: str) -> None:
+    assert is_public(host)
+
+
+@pytest.mark.parametrize("host", ["10.1.2.3", "192.168.0.1", "172.16.0.1", "127.0.0.1", "169.254.1.1", "fd00::2", "::1"])
+def test_what_it_may_not(host: str) -> None:
+    assert not is_public(host)
+
+
+def test_public_addresses_are_refused_by_name() -> None:
+    home = choose([NicAddress("eth0", "192.168.0.5", 24), NicAddress("eth0", "2606:4700::5", 64)], {})
+    assert home.public == ["2606:4700::5"]
+    with pytest.raises(ConfigError, match=r"public addresses \(2606:4700::5, 8\.8\.8\.8\).*--open-public"):
+        refuse_public(home, "8.8.8.8")
+    refuse_public(choose([NicAddress("eth0", "192.168.0.5", 24)], {}), "10.0.0.1")
