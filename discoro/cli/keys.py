@@ -10,7 +10,9 @@ import argparse
 import getpass
 import os
 import re
+import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -177,4 +179,8 @@ def code_from(options: argparse.Namespace) -> str:
 
 
 def say(text: str) -> None:
+    """To the person: on a terminal in lines that fit, else in one."""
+    if sys.stderr.isatty():
+        columns = max(shutil.get_terminal_size().columns, 40)
+        text = textwrap.fill(text, columns - 9, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     print(f"discoro: {text}", file=sys.stderr, flush=True)

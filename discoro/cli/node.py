@@ -269,7 +269,7 @@ def told(node: Node) -> Iterator[tuple[str, str]]:
     is_open = f"{red('OPEN')}: whoever reaches these addresses can run code here"
     yield "trust", is_open if mesh.security.open else mesh.security.origin
     if mesh.security.made_now and mesh.security.path is not None and sys.stderr.isatty():  # once, and into no log
-        yield "", f"on each further machine type discoro join, and paste {code_of(read_key_file(mesh.security.path).key)}"
+        yield "join", f"on each further machine type discoro join, and paste {code_of(read_key_file(mesh.security.path).key)}"
 
 
 def wrapped(heading: str, text: str, columns: int) -> list[str]:
