@@ -117,7 +117,7 @@ class ProtocolError(DiscoroError):
 
 
 class Refused(DiscoroError):
-    """A greeting was refused: another key, cluster, protocol or Python version; the text says which."""
+    """Another key, only one side open, another cluster, protocol or Python version; the text says which."""
 
 
 class CoroEnded(DiscoroError):

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from discoro.adverts import Advert
-from discoro.errors import ConfigError, DiscoroError, ProtocolError, Unreachable
+from discoro.connections import ANOTHER_KEY
+from discoro.errors import ConfigError, DiscoroError, ProtocolError, Refused, Unreachable
 from discoro.interfaces import Interfaces
 from discoro.link import Link
 from discoro.messages import MAX_ADDRESSES, MAX_NAME, MAX_U64, PROTOCOL_VERSION, Greeting
@@ -29,8 +30,11 @@ BASE_PORT = 24_200  # below 32768, where the ports begin that Linux hands out by
 INQUIRE_TIMEOUT = 3.0  # seconds
 AGAIN_FIRST, AGAIN_MOST = 0.2, 5.0  # seconds between dials of an address that was given by hand, doubled each time
 MAX_UNUSABLE = 100  # processes that were heard of and cannot be used, kept for the text of NoNodes
-MAX_HEARD = 1000  # advertised nodes whose names are kept
+MAX_SHOWN = 20  # lines of each kind in that text; the log has had them all
+MAX_HEARD = 1000  # adverts that are kept, for what they say of their nodes
+LEFT_ALONE = 10.0  # seconds until a node that refused us is dialled again, however often it is heard: it logs each greeting
 MAX_TOLD = 1000  # nodes that one peer may tell of at once
+KEY_STEP = "On one machine of the cluster run `discoro key show`, then here `discoro join`"
 
 
 class Dialler(Protocol):
@@ -47,13 +51,14 @@ class Dialler(Protocol):
 
 
 class Finding:
-    """The search of one process. `is_open`: it has no key."""
+    """The search of one process."""
 
-    def __init__(self, dialler: Dialler, interfaces: Interfaces, mdns: bool, is_open: bool) -> None:
+    def __init__(self, dialler: Dialler, interfaces: Interfaces, mdns: bool) -> None:
         self._dialler = dialler
-        self._open = is_open
-        self._unusable: dict[str, str] = {}
-        self._heard_of: dict[int, str] = {}  # births, and the names they were advertised under
+        self._unusable: dict[str, tuple[str, int]] = {}  # why, and the birth where that is known
+        self._heard_of: dict[int, Advert] = {}  # by birth
+        self._left_alone: dict[int, float] = {}  # births that refused us, and until when they are not dialled
+        self._refuses: dict[str, bool] = {}  # addresses given by hand: whether the last answer there was a refusal
         self._discovery = _discovery(self._found, interfaces) if mdns else None
         self.looks = mdns  # a node may still be found
 
@@ -78,16 +83,19 @@ class Finding:
     async def keep(self, address: str, quiet: bool = False) -> None:
         """Keep a link to whoever listens at an address that was given by hand, for ever; `quiet` where nobody need be there."""
         self.looks = True
+        self._refuses[address] = False
         pause = AGAIN_FIRST
         while True:
             try:
                 greeting, answered = await self.inquire(address)
                 self._unusable.pop(address, None)
+                self._refuses[address] = False
                 await self._dialler.wanted(greeting.birth)
                 self._dialler.meet(greeting.birth, [answered, *greeting.addresses])
                 pause = AGAIN_FIRST
                 await self._dialler.link_ended(greeting.birth)
             except (DiscoroError, TimeoutError) as error:
+                self._refuses[address] = isinstance(error, Refused)
                 if not quiet or not isinstance(error, Unreachable):
                     self.not_usable(address, str(error) or f"did not answer in {INQUIRE_TIMEOUT:g} s")
             await asyncio.sleep(pause)
@@ -123,46 +131,87 @@ class Finding:
 
     def name_of(self, birth: int) -> str:
         """What a process that was never linked is called, as far as anybody said."""
-        return self._heard_of.get(birth, f"birth {birth:016x}")
+        advert = self._heard_of.get(birth)
+        return advert.name if advert is not None else f"birth {birth:016x}"
 
-    def not_usable(self, who: str, why: str) -> None:
+    @property
+    def hopeless(self) -> bool:
+        """Whether nobody can be found any more: without mDNS, when whoever was named has refused this process.
+
+        What cannot be reached does not count, it may still start. With mDNS there may be nodes that were not heard yet.
+        """
+        return self._discovery is None and bool(self._refuses) and all(self._refuses.values())
+
+    def not_met(self, link: Link, who: str) -> None:
+        """A link to a process that was never met has come to nothing."""
+        if link.refused_at and len(self._left_alone) < MAX_HEARD:
+            self._left_alone[link.birth] = asyncio.get_running_loop().time() + LEFT_ALONE
+        self.not_usable(who, link.lost_because, link.birth)
+
+    def not_usable(self, who: str, why: str, birth: int = 0) -> None:
         """Say once, and keep for `why_none`, that somebody was heard of and why that does not help."""
-        if self._unusable.get(who) != why and len(self._unusable) < MAX_UNUSABLE:
-            self._unusable[who] = why
-            log.warning("! not usable: %s: %s", who, why)
+        known, _ = self._unusable.get(who, ("", 0))
+        if known == why or len(self._unusable) >= MAX_UNUSABLE:
+            return
+        step = f". {KEY_STEP}" if ANOTHER_KEY in why and not self.another_key else ""
+        self._unusable[who] = why, birth
+        log.warning("! not usable: %s%s", self._told_of(who), step)
+
+    @property
+    def another_key(self) -> bool:
+        """Whether somebody who cannot be used has another key: KEY_STEP may help."""
+        return any(ANOTHER_KEY in why for why, _ in self._unusable.values())
 
     def why_none(self) -> list[str]:
-        """What was tried and what was heard, a line each."""
+        """What was tried and what was heard, a line each; who was heard and cannot be used comes once, with the reason."""
         heard = self._discovery.heard() if self._discovery is not None else ["mDNS is off"]
-        return [*heard, *(f"{who}: {why}" for who, why in self._unusable.items())]
+        unusable = {f"({birth:016x})" for _, birth in self._unusable.values()}  # as Advert prints a node's id
+        heard = [line for line in heard if not any(node in line for node in unusable)]
+        named = [who for who in self._unusable if not any(f"({who})" in other for other in self._unusable)]
+        return [*_first(heard), *_first([self._told_of(who) for who in named])]
+
+    def _told_of(self, who: str) -> str:
+        """Who cannot be used and why; with what mDNS says of it where its key keeps us from asking it."""
+        why, birth = self._unusable[who]
+        advert = self._heard_of.get(birth)
+        if advert is None:  # known by its address only
+            advert = next((each for each in self._heard_of.values() if who in each.addresses), None)
+        if advert is None or ANOTHER_KEY not in why:
+            return f"{who}: {why}"
+        return f"{who}: {why}. By mDNS (not verified) {self._said_by(advert)}"
+
+    def _said_by(self, advert: Advert) -> str:
+        """What a node that was not asked claims, beside what this side is."""
+        me = self._dialler.me
+        other = advert.cluster != me.cluster
+        said = f"it belongs to cluster {advert.cluster!r}, {f'this side to {me.cluster!r}' if other else 'as this side does'}"
+        if advert.python != me.python:
+            said += f"; it runs Python {advert.python}, this side {me.python}"
+        if advert.protocol != PROTOCOL_VERSION:
+            said += f"; it speaks protocol {advert.protocol}, this side {PROTOCOL_VERSION}"
+        return said
 
     def _found(self, advert: Advert) -> None:
-        """mDNS told of a node; what it says of itself only decides whether to dial it."""
+        """mDNS told of a node. What it says of itself is not believed: dialled, the node itself says why it does not fit.
+
+        Only other clusters are left in peace: they have a right to share the network, and would be many.
+        """
         birth = int(advert.node, 16)
         if birth == self._dialler.me.birth or self._dialler.linked(birth):
             return
-        if len(self._heard_of) < MAX_HEARD:
-            self._heard_of[birth] = advert.name
-        why = self._unfit(advert)
-        if why:
+        if len(self._heard_of) < MAX_HEARD or birth in self._heard_of:
+            self._heard_of[birth] = advert
+        if advert.cluster != self._dialler.me.cluster:
             where = advert.addresses[0] if advert.addresses else "no address"
-            self.not_usable(f"{advert.name} ({where})", why)
-        else:
+            why = f"by mDNS (not verified) {self._said_by(advert)}: name the same cluster on both"
+            self.not_usable(f"{advert.name} ({where})", why, birth)
+        elif self._left_alone.get(birth, 0.0) <= asyncio.get_running_loop().time():
             self._dialler.heard_of(birth, advert.addresses)
 
-    def _unfit(self, advert: Advert) -> str:
-        """Why a node that was heard of is not dialled; "" where it may be."""
-        me = self._dialler.me
-        if advert.cluster != me.cluster:
-            return f"belongs to cluster {advert.cluster!r}, this side to {me.cluster!r}"
-        if advert.protocol != PROTOCOL_VERSION:
-            return f"speaks protocol {advert.protocol}, this side {PROTOCOL_VERSION}: use the same discoro on both"
-        if advert.python != me.python:
-            return f"runs Python {advert.python}, this side {me.python}: use the same minor version on both"
-        if (advert.security == "open") != self._open:
-            ours, theirs = ("open", "has a key") if self._open else ("has a key", "is open")
-            return f"{theirs}, this side {ours}: start both with the same key, or both with --open"
-        return ""
+
+def _first(lines: list[str]) -> list[str]:
+    more = len(lines) - MAX_SHOWN
+    return lines if more <= 0 else [*lines[:MAX_SHOWN], f"and {more} more"]
 
 
 def _discovery(found: Callable[[Advert], None], where: Interfaces) -> Discovery:

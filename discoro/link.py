@@ -94,7 +94,8 @@ Action = Dial | Send | SendGreeting | Drop | Introduce
 def refusal(mine: Greeting, theirs: Greeting) -> tuple[str, str] | None:
     """Why a greeting whose mac holds is refused all the same, as (code, text); None where it is welcome."""
     if theirs.cluster != mine.cluster:
-        return "cluster", f"{mine.name} belongs to cluster {mine.cluster!r}, not to {theirs.cluster!r}"
+        text = f"{mine.name} belongs to cluster {mine.cluster!r}, not to {theirs.cluster!r}"
+        return "cluster", f"{text}: name the same cluster on both"
     if theirs.python != mine.python:
         text = f"{mine.name} runs Python {mine.python}, {theirs.name} runs {theirs.python}"
         return "python", f"{text}: code packed under one crashes the other. Use the same minor version on both"
@@ -134,7 +135,7 @@ class Link:
         self.lost_because = ""
         self.certain = False  # the peer is known to be gone, not only out of reach
         self.awaits_word = False  # its node, whom we know, will say how it ended: set by who knows both
-        self.refused_code = ""
+        self.refused_code = self.refused_at = ""  # what the peer says that refuses us, and its address
         self.outbox = Outbox()
         self._peer_timeout = peer_timeout
         self._give_up: float | None = now + connect_timeout
@@ -319,7 +320,7 @@ class Link:
         if connection not in self._dials:
             return
         if code != "stale":
-            self.refused_code, self._refusal = code, text
+            self.refused_code, self._refusal, self.refused_at = code, text, self._dials[connection]
         self._cut(connection, now, text, refused=True)
 
     def _cut(self, connection: int, now: float, why: str, refused: bool = False) -> None:
@@ -384,7 +385,7 @@ class Link:
         self.connection, self.peer, self.peer_session = connection, theirs, theirs.session
         if theirs.addresses:
             self.addresses = _first(self._lived_at, worth_dialling(self.me.addresses, theirs.addresses))
-        self.refused_code = self._refusal = ""
+        self.refused_code = self._refusal = self.refused_at = ""
         self._redial_delay = REDIAL_FIRST
         self.outbox.resume(theirs.received)
         self._move(State.OPEN)

@@ -15,9 +15,11 @@ import functools
 import itertools
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
+import textwrap
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,7 +34,7 @@ from discoro.driving import check_coroutine
 from discoro.errors import DiscoroError, NoSuchCoro, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
 from discoro.exchange import Exchange, directory_at_peer, name_at_peer, process_meant
 from discoro.exits import Exits
-from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, Finding, whereabouts, with_port
+from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, KEY_STEP, Finding, whereabouts, with_port
 from discoro.interfaces import interfaces, refuse_public
 from discoro.introducing import Introducing
 from discoro.link import PEER_ENDED, Link, State
@@ -57,6 +59,8 @@ from discoro.watchdog import debugging, watch
 log = logging.getLogger("discoro.mesh")
 
 KEPT_DEAD = 10_000  # processes known to be gone, so that references to them fail at once
+_COMMAND = re.compile(r"`[^`]+`|--[a-z-]+ [A-Z]\S*")
+TEXT_COLUMNS = 80  # of the text of NoNodes: what a terminal breaks by itself, it breaks in the middle of words
 CLOSE_TIMEOUT = 1.5  # seconds in all that a closing mesh gives coroutines and unacknowledged frames
 
 
@@ -159,7 +163,7 @@ class Mesh:
         self._resources.callback(self._exchange.close)
         self.handlers |= self.transfers.handlers | self._exchange.handlers
         is_worker = self._place.role == "worker"
-        found = Finding(self, self.interfaces, options.mdns and not options.local and not is_worker, self.security.open)
+        found = Finding(self, self.interfaces, options.mdns and not options.local and not is_worker)
         self._presence = Presence(self, self._peers, found)
         if not is_worker:
             await self._find(found)
@@ -350,19 +354,24 @@ class Mesh:
         if self.finding is not None:
             self.finding.look_again()
 
+    def hopeless(self) -> bool:
+        """Whether no node can be found any more."""
+        return self.finding is not None and self.finding.hopeless
+
     def why_no_nodes(self) -> str:
-        """What was tried, what was heard, what to type: the text of NoNodes."""
-        options = self.options
-        lines = [f'no usable node in {options.discover_timeout:g} s (cluster "{options.cluster}", {self.security.origin})']
-        lines += [f"  {line}" for line in (self.finding.why_none() if self.finding else ())]
-        if any("another key" in line or "another cluster key" in line for line in lines):
-            lines.append("  try  the node's own key: copy the key file that its banner names, or set DISCORO_KEY_FILE")
+        """What was tried, what was heard, what to type: the text of NoNodes, for a terminal of TEXT_COLUMNS."""
+        options, finding = self.options, self.finding
+        how = ": whoever was named refuses this side" if self.hopeless() else f" in {options.discover_timeout:g} s"
+        lines = [f"no usable node{how}", f'  this side: cluster "{options.cluster}", {self.security.origin}']
+        lines += [f"  {line}" for line in (finding.why_none() if finding is not None else ())]
+        if finding is not None and finding.another_key:
+            lines.append(f"  {KEY_STEP}")
         lines += [
-            "  try  discoro-node                            on this or another machine with the same key",
+            "  try  discoro-node                            here or elsewhere, same key",
             '       peers=["HOST"], or DISCORO_PEERS=HOST   where multicast does not reach',
             "       discoro.run(main, local=True)           to use this machine only",
         ]
-        return "\n".join(lines)
+        return "\n".join(map(_folded, lines))
 
     def peers(self) -> list[Peer]:
         """The processes that this one is linked with, in the order they came, workers too. Not used with yield."""
@@ -507,7 +516,7 @@ class Mesh:
 
     def lost(self, link: Link) -> None:
         """A link ended: everybody who waits for that process is told, once, with the reason."""
-        who = self._name_of(link)
+        who = self._name_of(link) + (f" ({link.refused_at})" if link.refused_at else "")
         error = self._dead.get(link.birth) or (PeerLost if link.opened else Unreachable)(f"{who}: {link.lost_because}")
         self._say_lost(link, who, error)
         self._presence.ended(link)
@@ -544,7 +553,7 @@ class Mesh:
         log.log(level, "= %s", error)
         others_wish = self._introducing.only_reaching(link.birth)
         if not link.opened and self.finding is not None and not self._closing and not others_wish:
-            self.finding.not_usable(who, link.lost_because)
+            self.finding.not_met(link, who)
         unsent = link.outbox.unacknowledged
         if unsent:
             self.lost_operations += unsent
@@ -953,6 +962,14 @@ class Mesh:
                 async with asyncio.timeout(CLOSE_TIMEOUT / 2):
                     await coro.stopped()
             raise
+
+
+def _folded(line: str) -> str:
+    """The line in several where it is too long; addresses, paths and commands stay whole."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    glued = _COMMAND.sub(lambda found: found[0].replace(" ", "\xa0"), line)  # textwrap does not break there
+    filled = textwrap.fill(glued, TEXT_COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return filled.replace("\xa0", " ")
 
 
 def current_mesh() -> Mesh:

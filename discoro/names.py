@@ -43,6 +43,7 @@ class Neighbours(Protocol):
     def nodes(self) -> list[Greeting]: ...
     async def ask(self, birth: int, verb: str, arguments: dict[str, Any], timeout: float) -> Any: ...
     def look_again(self) -> None: ...
+    def hopeless(self) -> bool: ...
     def why_no_nodes(self) -> str: ...
 
 
@@ -236,14 +237,17 @@ class Names:
         return list(found.values())
 
     async def _some_node(self, timeout: float, unless: Callable[[], bool] = lambda: False) -> bool:
-        """Whether a node is linked, or none is needed, at the latest after `timeout` seconds."""
-        loop = asyncio.get_running_loop()
+        """Whether a node is linked, or none is needed; at the latest after `timeout` seconds, or once no node can come."""
+        loop, pause = asyncio.get_running_loop(), ASK_AGAIN_FIRST
         saying = loop.call_later(SAY_LOOKING, log.warning, "= no node yet: looking for %g s in all", timeout)
         try:
             async with asyncio.timeout(timeout):
                 while not self._neighbours.nodes() and not unless():
+                    if self._neighbours.hopeless():
+                        return False
                     self._neighbours.look_again()
-                    await self._pause(ASK_AGAIN_MOST)
+                    await self._pause(pause)
+                    pause = min(2 * pause, ASK_AGAIN_MOST)
         except TimeoutError:
             return False
         finally:

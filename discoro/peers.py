@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from discoro import messages
-from discoro.connections import Ended
+from discoro.connections import ANOTHER_KEY, Ended
 from discoro.errors import PeerLost, ProtocolError, Refused, Unreachable
 from discoro.link import PEER_ENDED, Action, Dial, Drop, Introduce, Link, Send, SendGreeting, State, refusal, worth_dialling
 from discoro.messages import Greeting, Operation, Part
@@ -202,9 +202,12 @@ class Peers:
             inquiry.set_exception((Refused if how is Ended.DENIED else Unreachable)(detail))
         link = self._by_connection.pop(connection, None)
         if link is not None:
+            now = self._loop.time()
             # Who had our key once has it still: then a handshake that broke off is a broken connection like any other.
-            nobody = how is Ended.REFUSED or (how is Ended.DENIED and not link.opened)
-            link.ended_connection(connection, self._loop.time(), detail, refused=nobody)
+            if how is Ended.DENIED and not link.opened:
+                link.refused_greeting(connection, "key", detail, now)
+            else:
+                link.ended_connection(connection, now, detail, refused=how is Ended.REFUSED)
             self._settle(link)
 
     # -------------------------------------------------------------- frames
@@ -260,7 +263,7 @@ class Peers:
             text = f"{self.me.name} speaks protocol {mine}, the other side {hello.version}: use the same discoro on both"
             return self._refuse(connection, "protocol", text)
         if not self._security.verify(hello.greeting, hello.mac):
-            return self._refuse(connection, "key", f"{self.me.name} has another cluster key")
+            return self._refuse(connection, "key", f"{self.me.name} has {ANOTHER_KEY}")
         theirs = messages.decode_greeting(hello.greeting)
         no = refusal(self.me, theirs)
         if theirs.birth == self.me.birth:

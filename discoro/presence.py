@@ -14,9 +14,10 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from discoro.connections import ANOTHER_KEY
 from discoro.coro import Coro
 from discoro.errors import ConfigError, DiscoroError, NoSuchCoro, PeerLost, Timeout, Unreachable
-from discoro.finding import INQUIRE_TIMEOUT, Finding, with_port
+from discoro.finding import INQUIRE_TIMEOUT, KEY_STEP, Finding, with_port
 from discoro.link import Link, State
 from discoro.mailbox import MAILBOX_MESSAGES
 from discoro.messages import MAX_ADDRESSES, Greeting
@@ -255,7 +256,8 @@ class Presence:
         except TimeoutError:  # of the inquiry: the caller's own arrives here as a cancellation
             raise Unreachable(f"{address}: did not answer in {INQUIRE_TIMEOUT:g} s") from None
         except DiscoroError as error:
-            raise type(error)(f"{address}: {error}") from None
+            step = f". {KEY_STEP}" if ANOTHER_KEY in str(error) else ""
+            raise type(error)(f"{address}: {error}{step}") from None
 
     async def _linked(self, link: Link) -> Peer:
         """Once that link stands. Unreachable where it comes to nothing."""

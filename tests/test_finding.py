@@ -10,9 +10,11 @@ import pytest
 
 from discoro import finding as rooms
 from discoro.adverts import Advert
+from discoro.connections import ANOTHER_KEY
 from discoro.errors import ProtocolError, Refused, Unreachable
-from discoro.finding import Finding, resolved, whereabouts
+from discoro.finding import KEY_STEP, LEFT_ALONE, Finding, resolved, whereabouts
 from discoro.interfaces import Interfaces
+from discoro.link import Link
 from discoro.messages import PROTOCOL_VERSION, Greeting
 from tests.support import moved_clock
 
@@ -66,8 +68,16 @@ def advert(**changes: Any) -> Advert:
     return Advert(**{**fields, **changes})
 
 
-def finding(dialler: Dialler, is_open: bool = False) -> Finding:
-    return Finding(dialler, Interfaces((), ()), mdns=False, is_open=is_open)
+def finding(dialler: Dialler) -> Finding:
+    return Finding(dialler, Interfaces((), ()), mdns=False)
+
+
+def lost(advert: Advert, why: str, refused: bool = True) -> Link:
+    """A link with an advertised node that came to nothing."""
+    link = Link(ME, 1, 0.0, birth=int(advert.node, 16), addresses=advert.addresses)
+    link.refused_at = advert.addresses[0] if refused else ""
+    link.lose(why)
+    return link
 
 
 def in_loop(test: Any) -> None:
@@ -91,33 +101,130 @@ def test_a_fitting_node_is_dialled_once_with_all_its_addresses() -> None:
     in_loop(test)
 
 
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({"cluster": "other"}, "belongs to cluster 'other', this side to 'default'"),
-        ({"protocol": 99}, "speaks protocol 99, this side 1"),
-        ({"python": "3.12"}, "runs Python 3.12, this side 3.11"),
-        ({"security": "open"}, "is open, this side has a key"),
-    ],
-)
-def test_an_unfit_node_is_named_with_the_reason_and_not_dialled(
-    changes: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("changes", [{"protocol": 99}, {"python": "3.12"}, {"security": "open"}])
+def test_what_a_node_says_by_mdns_keeps_nobody_from_dialling_it(changes: dict[str, Any]) -> None:
+    """It proves nothing; the node itself says, once dialled, why it does not fit."""
+
+    def test(dialler: Dialler, find: Finding) -> None:
+        find._found(advert(**changes))
+        assert dialler.met == [(BOB.birth, list(BOB.addresses))]
+
+    in_loop(test)
+
+
+def test_another_cluster_is_left_in_peace_and_said_to_be_one_by_mdns_only(caplog: pytest.LogCaptureFixture) -> None:
+    why = "bob (10.0.0.2:1): by mDNS (not verified) it belongs to cluster 'other', this side to 'default': name the same"
+
     def test(dialler: Dialler, find: Finding) -> None:
         for _ in range(2):
-            find._found(advert(**changes))
+            find._found(advert(cluster="other"))
         assert dialler.met == []
-        assert any(f"bob (10.0.0.2:1): {why}" in line for line in find.why_none())
+        assert any(line.startswith(why) for line in find.why_none())
 
     in_loop(test)
     assert caplog.text.count(why) == 1
 
 
-def test_a_keyed_node_is_unfit_for_an_open_side() -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "it belongs to cluster 'default', as this side does"),
+        ({"python": "3.12"}, "it belongs to cluster 'default', as this side does; it runs Python 3.12, this side 3.11"),
+        ({"protocol": 9}, "it belongs to cluster 'default', as this side does; it speaks protocol 9, this side 1"),
+    ],
+)
+@pytest.mark.parametrize("by", ["birth", "address"])
+def test_of_a_node_with_another_key_what_mdns_says_is_told_as_not_verified(
+    by: str, changes: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    who = {"birth": "bob (10.0.0.2:1)", "address": "10.1.0.2:1"}[by]
+
     def test(dialler: Dialler, find: Finding) -> None:
-        find = finding(dialler, is_open=True)
+        find._found(advert(**changes))
+        if by == "birth":
+            find.not_met(lost(advert(), f"it has {ANOTHER_KEY}"), who)
+        else:
+            find.not_usable(who, f"it has {ANOTHER_KEY}")
+        line = f"{who}: it has another cluster key. By mDNS (not verified) {said}"
+        assert find.why_none()[1:] == [line]
+        assert f"{line}. {KEY_STEP}" in caplog.text
+        assert find.another_key
+
+    in_loop(test)
+
+
+def test_of_a_node_that_could_be_asked_nothing_is_told_that_mdns_says() -> None:
+    def test(dialler: Dialler, find: Finding) -> None:
         find._found(advert())
-        assert any("has a key, this side open" in line for line in find.why_none())
+        find.not_met(lost(advert(), "bob runs Python 3.12"), "bob (10.0.0.2:1)")
+        assert find.why_none()[1:] == ["bob (10.0.0.2:1): bob runs Python 3.12"]
+        assert not find.another_key
+
+    in_loop(test)
+
+
+def test_the_step_that_helps_with_another_key_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    def test(dialler: Dialler, find: Finding) -> None:
+        for number in range(3):
+            find.not_usable(f"10.0.0.{number}:1", f"it has {ANOTHER_KEY}")
+
+    in_loop(test)
+    assert caplog.text.count("not usable") == 3 and caplog.text.count(KEY_STEP) == 1
+
+
+def test_a_node_found_in_two_ways_is_told_of_once() -> None:
+    def test(dialler: Dialler, find: Finding) -> None:
+        find.not_usable("10.0.0.2:1", f"it has {ANOTHER_KEY}")
+        find._found(advert())
+        find.not_met(lost(advert(), f"it has {ANOTHER_KEY}"), "bob (10.0.0.2:1)")
+        assert len(find.why_none()) == 2
+
+    in_loop(test)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_who_refused_is_not_dialled_again_at_once_however_often_it_is_heard(refused: bool) -> None:
+    async def test(dialler: Dialler, find: Finding) -> None:
+        find._found(advert())
+        find.not_met(lost(advert(), "why", refused), "bob")
+        dialler.met.clear()  # as after the end of a link
+        find._found(advert())
+        assert len(dialler.met) == (0 if refused else 1)
+        dialler.met.clear()
+        await asyncio.sleep(LEFT_ALONE)
+        find._found(advert())
+        assert len(dialler.met) == 1
+
+    in_loop(test)
+
+
+@pytest.mark.parametrize(
+    ("answers", "hopeless"),
+    [
+        ([Refused("why"), Refused("why")], True),
+        ([Refused("why"), Unreachable("nothing listens")], False),
+        ([Refused("why"), TimeoutError()], False),
+        ([Refused("why"), BOB], False),
+        ([], False),
+    ],
+)
+def test_nobody_can_be_found_any_more_once_all_that_were_named_have_refused(answers: list[Any], hopeless: bool) -> None:
+    async def test(dialler: Dialler, find: Finding) -> None:
+        dialler.answers = list(answers)
+        keeping = [asyncio.ensure_future(find.keep(f"10.0.0.{number}:1")) for number in range(len(answers))]
+        await asyncio.sleep(0.1)
+        assert find.hopeless is hopeless
+        for each in keeping:
+            each.cancel()
+
+    in_loop(test)
+
+
+def test_the_text_is_bounded_however_many_cannot_be_used() -> None:
+    def test(dialler: Dialler, find: Finding) -> None:
+        for number in range(50):
+            find.not_usable(f"n{number}", "why")
+        assert find.why_none()[-2:] == ["n19: why", "and 30 more"]
 
     in_loop(test)
 

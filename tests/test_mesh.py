@@ -888,15 +888,54 @@ def test_a_coroutine_that_has_ended_can_take_no_name() -> None:
     simulate(test)
 
 
-def test_with_another_key_the_step_that_helps_is_named() -> None:
+def keyed(world: World, name: str, secret: str, **options: Any) -> Mesh:
+    """A mesh with a key; "" is open. Without mDNS."""
+    security = Security.from_options(secret=secret) if secret else OPEN
+    place = Place(security=security, transport=partial(world.network.transport, name))
+    return Mesh.placed(place, name=name, mdns=False, ip_addr=["127.0.0.1"], **options)
+
+
+BOTH = "start both with the same key, or both with --open"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "cluster", "why"),
+    [
+        ("a key of ours", "a key of theirs", "default", "it has another cluster key On one machine of the cluster run "),
+        ("a key of ours", "", "default", f"it is open, this side has a key: {BOTH}"),
+        ("", "a key of theirs", "default", f"it has a key, this side is open: {BOTH}"),
+        ("a key of ours", "a key of ours", "lab", "b belongs to cluster 'default', not to 'lab': name the same cluster"),
+    ],
+)
+def test_where_whoever_was_named_refuses_that_is_an_error_at_once(ours: str, theirs: str, cluster: str, why: str) -> None:
+    """Without mDNS nobody else can turn up; and the text fits a terminal."""
+
     async def test(world: World) -> None:
-        async with world.mesh("b") as b:
-            other = Security.from_options(secret="a long enough passphrase for tests")
-            place = Place(security=other, transport=partial(world.network.transport, "a"))
-            options: dict[str, Any] = {"mdns": False, "ip_addr": ["127.0.0.1"], "peers": [b.addresses[0]]}
-            async with Mesh.placed(place, name="a", discover_timeout=2, **options) as a:
-                with pytest.raises(NoNodes, match="(?s)another key.*try  the node's own key: copy the key file"):
+        async with keyed(world, "b", theirs) as b:
+            address = b.addresses[0]
+            async with keyed(world, "a", ours, cluster=cluster, peers=[address]) as a:
+                begun = asyncio.get_running_loop().time()
+                with pytest.raises(NoNodes, match="no usable node: whoever was named refuses this side") as caught:
                     await a.servers()
+                assert asyncio.get_running_loop().time() - begun < 1
+        text = str(caught.value)
+        assert f"{address}: {why}" in " ".join(text.split())
+        assert max(map(len, text.splitlines())) <= 80
+        key_step = "On one machine of the cluster run `discoro key show`, then here `discoro join`"
+        assert (key_step in text) is ("another cluster key" in why)
+
+    simulate(test)
+
+
+def test_one_that_refuses_ends_no_search_while_another_may_still_start() -> None:
+    async def test(world: World) -> None:
+        async with keyed(world, "b", "a key of theirs") as b:
+            addresses = [b.addresses[0], "127.0.0.1:9"]
+            async with keyed(world, "a", "a key of ours", peers=addresses, discover_timeout=4) as a:
+                begun = asyncio.get_running_loop().time()
+                with pytest.raises(NoNodes, match="no usable node in 4 s"):
+                    await a.servers()
+                assert asyncio.get_running_loop().time() - begun >= 4
 
     simulate(test)
 

@@ -31,6 +31,7 @@ class Around:
         self.table: dict[int, Any] = {}
         self.linked: list[Greeting] = []
         self.looked = 0
+        self.hopeless_after = 1 << 30  # looks
         self.asked: list[tuple[int, str]] = []
 
     def add(self, node: Greeting, *found: Found) -> None:
@@ -50,6 +51,9 @@ class Around:
     def look_again(self) -> None:
         self.looked += 1
 
+    def hopeless(self) -> bool:
+        return self.looked >= self.hopeless_after
+
     def why_no_nodes(self) -> str:
         return "why"
 
@@ -67,6 +71,19 @@ def test_the_least_busy_is_given() -> None:
     around.add(greeting("a", 2), Found(ref(2), 3))
     around.add(greeting("b", 3), Found(ref(3), 1))
     assert locate(around) == ref(3)
+
+
+def test_a_search_ends_once_no_node_can_come_any_more() -> None:
+    around = Around()
+    around.hopeless_after = 2
+
+    async def search() -> float:
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(NoNodes, match="why"):
+            await Names(around, 5).locate("x", None, None)
+        return asyncio.get_running_loop().time() - begun
+
+    assert moved_clock.run(search) < 1
 
 
 def test_who_runs_it_knows_best_how_busy_it_is() -> None:

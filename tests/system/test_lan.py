@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Machines
+from tests.support.commands import Command, Machines
 from tests.support.netns import needs_namespaces
 
 pytestmark = [pytest.mark.system, needs_namespaces]
@@ -235,34 +238,94 @@ def test_an_unknown_name_times_out_naming_who_was_asked(tmp_path: Path) -> None:
         program.succeed(5)
 
 
-def refused_text(machines: Machines, host: str, options: dict[str, object], key_file: Path | None = None) -> str:
-    """What NoNodes says to a client with these options, which finds nothing that it can use."""
-    source = f"OPTIONS = {options!r}\n{LOCATE.format(name='discoro_server', timeout=None)}"
-    program = machines.program(host, source, key_file=key_file)
-    seconds, text = program.next("NoNodes", 10)
-    program.succeed(5)
-    assert isinstance(text, str) and seconds < 2.5
-    return text
+# What a user is told of whoever does not fit: warnings as they come, the error at the end, and after how many seconds each.
+TOLD = """
+import logging
+
+class Teller(logging.Handler):
+    def emit(self, record):
+        if "not usable" in record.getMessage():
+            say("warned", [time.monotonic() - begun, record.getMessage()])
+
+def main(coro=None):
+    try:
+        yield discoro.Coro.locate("discoro_server")
+    except discoro.NoNodes as error:
+        say("NoNodes", [time.monotonic() - begun, str(error)])
+
+logging.getLogger("discoro").addHandler(Teller())
+begun = time.monotonic()
+discoro.run(main, **{"discover_timeout": 3, **OPTIONS})
+"""
+SOON = 2.0  # seconds; meant is one, of which a machine in peace takes a fifth. No timeout of the product is as short
+
+
+class Told:
+    """What a program was told: `warning`, the first, `text` of the error, and after how many seconds."""
+
+    def __init__(self, program: Command) -> None:
+        self.warned, self.warning = program.next("warned", 10)
+        while True:
+            kind, (self.ended, self.text) = program.event(10)
+            if kind == "NoNodes":
+                break
+        program.succeed(5)
+        print(f"after {self.warned:.2f} s: {self.warning}\nafter {self.ended:.2f} s:\n{self.text}")
+        too_long = [line for line in self.text.splitlines() if len(line) > 80 and " " in line.strip()]
+        assert not too_long, "what has no space is the path of a key"
+
+    def check(self, *words: str, by_peer: bool) -> None:
+        """Both the warning, within a second, and the error have these words; by an address alone the error comes as soon."""
+        assert self.warned < SOON and (not by_peer or self.ended < SOON)
+        for said in (self.warning, self.text):
+            for each in words:
+                assert each in " ".join(said.split()), f"{each!r} is missing"
+
+
+def told(machines: Machines, options: dict[str, object], key_file: Path | None = None, more: str = "") -> Told:
+    """What a program with these options is told on host c, which finds nothing that it can use."""
+    return Told(machines.program("c", f"OPTIONS = {options!r}\n{more}{TOLD}", key_file=key_file))
+
+
+def by(way: str, address: str) -> dict[str, object]:
+    return {"peers": [address], "mdns": False} if way == "peer" else {}
+
+
+KEY_STEP = "On one machine of the cluster run `discoro key show`, then here `discoro join`"
+CLAIM = "By mDNS (not verified) it belongs to cluster 'default', as this side does"
 
 
 @pytest.mark.parametrize("way", ["mdns", "peer"])
 def test_another_key_is_refused_in_words(tmp_path: Path, way: str) -> None:
     with Machines(tmp_path, ["a", "c"]) as machines:
         node = machines.node("a", "-c", "1")
-        options = {"peers": [node.address], "mdns": False} if way == "peer" else {}
-        text = refused_text(machines, "c", options, key_file=tmp_path / "another.key")
-        assert "10.77.0.1:27400" in text
-        assert "another key" in text or "key differs" in text
+        said = told(machines, by(way, node.address), key_file=tmp_path / "another.key")
+        said.check("10.77.0.1:27400", "it has another cluster key", KEY_STEP, by_peer=way == "peer")
+        if way == "mdns":
+            said.check(f"a (10.77.0.1:27400): it has another cluster key. {CLAIM}", by_peer=False)
+        assert "mDNS (not" in said.text or way == "peer", "without mDNS nothing is said of what it claims"
+        assert "open" not in said.text
+
+
+@pytest.mark.parametrize("way", ["mdns", "peer"])
+def test_another_key_of_another_cluster_is_told_as_far_as_it_is_known(tmp_path: Path, way: str) -> None:
+    """By mDNS the cluster's name, not verified; by its address the key, since nothing more can be asked."""
+    with Machines(tmp_path, ["a", "c"]) as machines:
+        node = machines.node("a", "-c", "1")
+        said = told(machines, {"cluster": "other", **by(way, node.address)}, key_file=tmp_path / "another.key")
+        claim = "a (10.77.0.1:27400): by mDNS (not verified) it belongs to cluster 'default', this side to 'other'"
+        said.check(claim if way == "mdns" else "10.77.0.1:27400: it has another cluster key", by_peer=way == "peer")
 
 
 @pytest.mark.parametrize("way", ["mdns", "peer"])
 def test_another_cluster_is_refused_in_words(tmp_path: Path, way: str) -> None:
     with Machines(tmp_path, ["a", "c"]) as machines:
         node = machines.node("a", "-c", "1")
-        where = {"peers": [node.address], "mdns": False} if way == "peer" else {}
-        text = refused_text(machines, "c", {"cluster": "other", **where})
-        assert "10.77.0.1:27400" in text
-        assert "'default'" in text and "'other'" in text
+        said = told(machines, {"cluster": "other", **by(way, node.address)})
+        sure = "a belongs to cluster 'default', not to 'other': name the same cluster on both"
+        claim = "by mDNS (not verified) it belongs to cluster 'default', this side to 'other': name the same cluster on both"
+        said.check("10.77.0.1:27400", claim if way == "mdns" else sure, by_peer=way == "peer")
+        assert "another cluster key" not in said.text
 
 
 @pytest.mark.parametrize("way", ["mdns", "peer"])
@@ -270,31 +333,96 @@ def test_another_cluster_is_refused_in_words(tmp_path: Path, way: str) -> None:
 def test_an_open_side_and_one_with_a_key_refuse_each_other_in_words(tmp_path: Path, who: str, way: str) -> None:
     with Machines(tmp_path, ["a", "c"]) as machines:
         node = machines.node("a", "-c", "1", *(["--open"] if who == "node" else []))
-        options = {"peers": [node.address], "mdns": False} if way == "peer" else {}
-        text = refused_text(machines, "c", {**options, "open": who == "client"})
-        assert "10.77.0.1:27400" in text
-        assert "open" in text.partition("\n")[2].partition("  try ")[0]
+        said = told(machines, {**by(way, node.address), "open": who == "client"})
+        sides = "it is open, this side has a key" if who == "node" else "it has a key, this side is open"
+        said.check(f"10.77.0.1:27400{')' * (way == 'mdns')}: {sides}", "both with --open", by_peer=way == "peer")
+        assert "another cluster key" not in said.text
 
 
 OTHER_PYTHON = """
+import sys
+
 class Version(tuple):
     major, minor = 3, 12
 
 sys.version_info = Version((3, 12, 0, "final", 0))  # after all imports: to everybody it meets, this process runs 3.12
 """
+OTHER_PROTOCOL = """
+import discoro.messages
+discoro.messages.PROTOCOL_VERSION = 99
+"""
 
 
 @pytest.mark.parametrize("way", ["mdns", "peer"])
-def test_another_python_is_refused_in_words(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        pytest.param(OTHER_PYTHON, ["a runs Python 3.11, c runs 3.12", "Use the same minor version on both"], id="python"),
+        pytest.param(
+            OTHER_PROTOCOL, ["a speaks protocol 1, the other side 99: use the same discoro on both"], id="protocol"
+        ),
+    ],
+)
+def test_another_version_is_refused_in_words(tmp_path: Path, other: str, words: list[str], way: str) -> None:
+    """By the node itself, whichever way it was found: what mDNS says is not needed for it."""
     with Machines(tmp_path, ["a", "c"]) as machines:
         node = machines.node("a", "-c", "1")
-        options = {"peers": [node.address], "mdns": False} if way == "peer" else {}
-        source = f"OPTIONS = {options!r}\n{OTHER_PYTHON}{LOCATE.format(name='discoro_server', timeout=None)}"
-        program = machines.program("c", source)
-        text = program.next("NoNodes", 10)[1]
+        said = told(machines, {"name": "c", **by(way, node.address)}, more=other)
+        said.check("10.77.0.1:27400", *words, by_peer=way == "peer")
+        assert "mDNS (not" not in said.text and "key" not in said.text.partition("10.77.0.1:27400")[2].partition("  try  ")[0]
+
+
+SAYS_NOTHING = "it accepts connections and says nothing: hung, stopped, or not discoro"
+SERVICES = {
+    "web": ("import http.server; http.server.test(port=7000)", SAYS_NOTHING),  # it waits for a line, and gets none
+    "ssh": ("s.accept()[0].sendall(b'SSH-2.0-dropb\\r\\n')", "something else than discoro answers there: 'SSH-2.0-dropb'"),
+    "hangs up": ("s.accept()[0].close()", "it hangs up on whoever connects"),
+    "nothing": ("import time; time.sleep(100)", "nothing listens there (connection refused)"),
+}
+
+
+@pytest.mark.parametrize("what", SERVICES)
+@pytest.mark.parametrize("open", [False, True])
+def test_what_is_no_node_is_told_from_one(tmp_path: Path, what: str, open: bool) -> None:
+    with Machines(tmp_path, ["a", "c"]) as machines:
+        assert machines.lan is not None
+        source, words = SERVICES[what]
+        if source.startswith("s."):
+            source = f"import socket\ns = socket.create_server(('', 7000))\nk = []\nwhile True: k.append({source})"
+        service = machines.lan.popen("a", [sys.executable, "-c", source], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        reach = "import socket; socket.create_connection(('10.77.0.1', 7000)).close()"
+        while what != "nothing" and machines.lan.popen("c", [sys.executable, "-c", reach], stderr=subprocess.DEVNULL).wait():
+            assert service.poll() is None
+        said = told(machines, {"peers": ["10.77.0.1:7000"], "mdns": False, "open": open})
+        said.check(f"10.77.0.1:7000: {words}", by_peer=False)
+        assert "another cluster key" not in said.text and "both with" not in said.text
+
+
+def test_a_stopped_node_is_said_to_be_one_and_used_once_it_goes_on(tmp_path: Path) -> None:
+    with Machines(tmp_path, ["a", "c"]) as machines:
+        node = machines.node("a", "-c", "1")
+        node.process.send_signal(signal.SIGSTOP)
+        try:
+            options = {"peers": [node.address], "mdns": False, "discover_timeout": 20}
+            program = machines.program("c", f"OPTIONS = {options!r}\n{TOLD}")
+            warned, warning = program.next("warned", 10)
+        finally:
+            node.process.send_signal(signal.SIGCONT)
+        print(f"after {warned:.2f} s: {warning}")
+        assert warned < SOON and f"10.77.0.1:27400: {SAYS_NOTHING}" in warning
+        program.succeed(15)
+
+
+def test_a_plain_script_shows_refusals_on_standard_error(tmp_path: Path) -> None:
+    """With no logging set up, as they come, before the error."""
+    with Machines(tmp_path, ["a", "c"]) as machines:
+        machines.node("a", "-c", "1")
+        source = LOCATE.format(name="discoro_server", timeout=None)
+        program = machines.program("c", source, key_file=tmp_path / "another.key")
+        program.next("NoNodes", 10)
         program.succeed(5)
-        assert "10.77.0.1:27400" in text
-        assert "Python 3.11" in text and "3.12" in text and "same minor version" in text
+        wanted = f"! not usable: a (10.77.0.1:27400): it has another cluster key. {CLAIM}. {KEY_STEP}\n"
+        assert program.output == wanted
 
 
 WAITS = """
