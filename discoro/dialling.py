@@ -313,7 +313,7 @@ _DIAL_EVENTS = sum({int(event) for _, event in _MOVES})
 
 
 class _Look:
-    """A plain connection that reads how the other side begins: GREETING_BYTES at most, for LOOK_SECONDS at most.
+    """A plain connection that reads how the other side begins: GREETING_BYTES at most, for LOOK_SECONDS once it stands.
 
     `tell` gets what was heard, once: b"" where that is nothing. OSError where no connection can be tried.
     """
@@ -339,8 +339,10 @@ class _Look:
             self._plain.send(OPENING)  # into an empty buffer: whole, and at once
         except OSError:
             self._end()
-        else:
-            self._loop.add_reader(self._plain, self._read)
+            return
+        self._timer.cancel()  # anew: where the loop was blocked, the old one may be over before anybody could answer
+        self._timer = self._loop.call_later(LOOK_SECONDS, self._end)
+        self._loop.add_reader(self._plain, self._read)
 
     def _read(self) -> None:
         try:

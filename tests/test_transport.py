@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import zmq
 
+from discoro import dialling
 from discoro.connections import ANOTHER_KEY, FRAME_BYTES, FRAME_PARTS, Ended
 from discoro.errors import ConfigError, PortTaken
 from discoro.messages import MAX_FRAME, Part
@@ -1054,6 +1055,21 @@ def test_a_greeting_in_pieces_is_put_together(pieces: int) -> None:
             connection.sendall(greeting[at : at - (-len(greeting) // pieces)])
 
     with Listener(serve) as there:
+        how, detail = dial_and_end(there.address)
+    assert how is Ended.DENIED and OPEN_THERE in detail
+
+
+def test_an_event_loop_that_was_blocked_during_a_look_does_not_spoil_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All the time for it is over before the loop has looked once."""
+    begin = dialling._Look.__init__
+
+    def begin_and_block(*args: Any) -> None:
+        begin(*args)
+        time.sleep(0.15)
+
+    monkeypatch.setattr(dialling, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(dialling._Look, "__init__", begin_and_block)
+    with Listener(lambda s: s.sendall(OPENING + b"NULL".ljust(52, b"\0"))) as there:
         how, detail = dial_and_end(there.address)
     assert how is Ended.DENIED and OPEN_THERE in detail
 
