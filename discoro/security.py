@@ -363,6 +363,10 @@ def _pem_block(text: bytes, label: bytes) -> bytes | None:
         return None
 
 
+# What OpenSSL calls the private key of another certificate; the last two where the two are not even of one kind (RSA, EC).
+_MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+
+
 def _check_pair(certfile: Path, keyfile: Path) -> None:
     """ConfigError for a pair that does not belong together, an encrypted key, an expired certificate."""
 
@@ -376,9 +380,10 @@ def _check_pair(certfile: Path, keyfile: Path) -> None:
     try:
         context.load_cert_chain(certfile, keyfile, password=no_password)
     except ssl.SSLError as error:
+        what = "do not belong together" if error.reason in _MISMATCHES else "cannot be used"
         raise ConfigError(
-            f"the certificate {certfile} and the private key {keyfile} do not belong together, "
-            f"or cannot be used (OpenSSL: {error.reason}): check --certfile and --keyfile"
+            f"the certificate {certfile} and the private key {keyfile} {what} "
+            f"(OpenSSL: {error.reason}): check --certfile and --keyfile"
         ) from error
     if _expired(context, certfile):
         raise ConfigError(f"the certificate {certfile} has expired: make a new pair, copy it to all machines")

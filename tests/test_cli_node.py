@@ -89,6 +89,7 @@ def test_wrong_usage(options: tuple[str, ...], capsys: pytest.CaptureFixture[str
         (("--peer", "host:port"), "'host:port' is not an address"),
         (("--key-file", "."), "cannot be read (Is a directory)"),
         (("--key-file", "junk"), "junk holds no cluster key"),
+        (("--key-file", "wide"), "wide is open to others (mode 0644)"),
         (("--dest_path", "junk"), "junk cannot be written"),
         (("--dest_path", "/proc/self/files"), "/proc/self/files cannot be written"),
         (("-s", "short"), "the secret has 5 characters"),
@@ -101,6 +102,8 @@ def test_wrong_usage(options: tuple[str, ...], capsys: pytest.CaptureFixture[str
 def test_what_cannot_be_used_is_named(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
     (tmp_path / "junk").write_text("junk")
     (tmp_path / "junk").chmod(0o600)
+    (tmp_path / "wide").write_text("0" * 32)
+    (tmp_path / "wide").chmod(0o644)
     done = run(tmp_path, *LOOPBACK, *options)
     assert (done.returncode, done.stdout) == (78, ""), done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr

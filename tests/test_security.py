@@ -737,6 +737,33 @@ def test_a_pair_that_does_not_belong_together_is_refused(pair: Path) -> None:
         assert "do not belong together" in text and "cert.pem" in text and "other.pem" in text
 
 
+SCRIPT = "import sys, discoro; discoro.run(lambda coro=None: (yield), local=True, certfile=sys.argv[1], keyfile=sys.argv[2])"
+
+
+@pytest.mark.parametrize("who", ["node", "script"])
+@pytest.mark.parametrize(
+    ("certificate", "key", "mode", "said"),
+    [
+        ("cert.pem", "other.pem", 0o600, "do not belong together"),
+        ("cert.pem", "key.pem", 0o644, "is open to others (mode 0644)"),
+        ("cert.pem", "none.pem", 0, "cannot be read (No such file or directory)"),
+        ("cert.pem", "junk.pem", 0o600, "cannot be used"),
+    ],
+)
+def test_a_node_and_a_script_say_what_is_wrong_with_a_pair(
+    pair: Path, who: str, certificate: str, key: str, mode: int, said: str
+) -> None:
+    openssl(pair, "req", "-new", *NEW_KEY, "-keyout", "other.pem", "-out", "csr")
+    (pair / "junk.pem").write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+    if mode:
+        (pair / key).chmod(mode)
+    files = [str(pair / certificate), str(pair / key)]
+    command = ["-m", "discoro", "--certfile", files[0], "--keyfile", files[1]] if who == "node" else ["-c", SCRIPT, *files]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == (78 if who == "node" else 1)
+    assert done.stdout == "" and key in done.stderr and said in done.stderr
+
+
 @pytest.mark.parametrize("form", [("pkcs8", "-topk8", "-v2", "aes256"), ("ec", "-aes256")])
 def test_an_encrypted_key_is_refused_and_nobody_asked_for_a_password(
     pair: Path, form: tuple[str, ...]
