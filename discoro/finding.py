@@ -32,6 +32,8 @@ AGAIN_FIRST, AGAIN_MOST = 0.2, 5.0  # seconds between dials of an address that w
 MAX_UNUSABLE = 100  # processes that were heard of and cannot be used, kept for the text of NoNodes
 MAX_SHOWN = 20  # lines of each kind in that text; the log has had them all
 MAX_HEARD = 1000  # adverts that are kept, for what they say of their nodes
+SAY_TRIED = 0.9, 1.2  # seconds after which it is said why a node that was heard is not linked yet: silence shows by the
+# first, and that nothing answers at all by the second
 LEFT_ALONE = 10.0  # seconds until a node that refused us is dialled again, however often it is heard: it logs each greeting
 MAX_TOLD = 1000  # nodes that one peer may tell of at once
 KEY_STEP = "On one machine of the cluster run `discoro key show`, then here `discoro join`"
@@ -46,6 +48,7 @@ class Dialler(Protocol):
     def heard_of(self, birth: int, addresses: Sequence[str]) -> None: ...
     async def wanted(self, birth: int) -> None: ...
     def linked(self, birth: int) -> bool: ...
+    def tried(self, birth: int) -> str: ...
     async def inquire(self, address: str, timeout: float) -> Greeting: ...
     async def link_ended(self, birth: int) -> None: ...
 
@@ -155,6 +158,8 @@ class Finding:
             return
         step = f". {KEY_STEP}" if ANOTHER_KEY in why and not self.another_key else ""
         self._unusable[who] = why, birth
+        if known and known in why:  # the same, and that it is the end
+            return
         log.warning("! not usable: %s%s", self._told_of(who), step)
 
     @property
@@ -207,6 +212,14 @@ class Finding:
             self.not_usable(f"{advert.name} ({where})", why, birth)
         elif self._left_alone.get(birth, 0.0) <= asyncio.get_running_loop().time():
             self._dialler.heard_of(birth, advert.addresses)
+            for seconds in SAY_TRIED:
+                asyncio.get_running_loop().call_later(seconds, self._say_tried, birth)
+
+    def _say_tried(self, birth: int) -> None:
+        """A node that was heard may still be dialled for seconds; whoever waits for it learns what came of that so far."""
+        tried = self._dialler.tried(birth)
+        if tried:
+            self.not_usable(self.name_of(birth), tried, birth)
 
 
 def _first(lines: list[str]) -> list[str]:

@@ -316,6 +316,11 @@ class Mesh:
         """Whether there is a link with that process, or it is this one."""
         return birth == self.me.birth or self._peers.get(birth) is not None
 
+    def tried(self, birth: int) -> str:
+        """What came so far of dialling a process that was never met; "" where nothing did, or nobody dials it."""
+        link = self._peers.get(birth)
+        return link.what_was_tried if link is not None and not link.opened else ""
+
     async def inquire(self, address: str, timeout: float) -> Greeting:
         """Who listens at that address; see Peers.inquire."""
         return await self._peers.inquire(address, timeout)

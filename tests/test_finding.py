@@ -12,7 +12,7 @@ from discoro import finding as rooms
 from discoro.adverts import Advert
 from discoro.connections import ANOTHER_KEY
 from discoro.errors import ProtocolError, Refused, Unreachable
-from discoro.finding import KEY_STEP, LEFT_ALONE, Finding, resolved, whereabouts
+from discoro.finding import KEY_STEP, LEFT_ALONE, SAY_TRIED, Finding, resolved, whereabouts
 from discoro.interfaces import Interfaces
 from discoro.link import Link
 from discoro.messages import PROTOCOL_VERSION, Greeting
@@ -28,6 +28,7 @@ class Dialler:
         self.met: list[tuple[int, list[str]]] = []
         self.answers: list[Any] = []
         self.inquired: list[float] = []
+        self.came_of_it = ""  # of dialling whoever was heard
         self.ended: asyncio.Event | None = None
 
     def meet(self, birth: int, addresses: Sequence[str]) -> None:
@@ -39,6 +40,9 @@ class Dialler:
 
     def linked(self, birth: int) -> bool:
         return birth in [met for met, _ in self.met]
+
+    def tried(self, birth: int) -> str:
+        return self.came_of_it
 
     async def inquire(self, address: str, timeout: float) -> Greeting:
         self.inquired.append(asyncio.get_running_loop().time())
@@ -194,6 +198,32 @@ def test_who_refused_is_not_dialled_again_at_once_however_often_it_is_heard(refu
         await asyncio.sleep(LEFT_ALONE)
         find._found(advert())
         assert len(dialler.met) == 1
+
+    in_loop(test)
+
+
+def test_why_a_node_that_was_heard_is_not_linked_is_said_while_it_is_dialled(caplog: pytest.LogCaptureFixture) -> None:
+    """Until it is given up takes as long as a search does: nobody would learn of it."""
+    tried = "tried 10.0.0.2:1 (no answer within 1 s)"
+
+    async def test(dialler: Dialler, find: Finding) -> None:
+        find._found(advert())
+        dialler.came_of_it = tried
+        await asyncio.sleep(max(SAY_TRIED) + 0.1)
+        assert find.why_none()[1:] == [f"bob: {tried}"]
+        assert caplog.text.count("not usable") == 1
+        find.not_met(lost(advert(), f"unreachable for 5 s: {tried}", refused=False), "bob")
+        assert find.why_none()[1:] == [f"bob: unreachable for 5 s: {tried}"]
+        assert caplog.text.count("not usable") == 1, "the same again is no news"
+
+    in_loop(test)
+
+
+def test_nothing_is_said_of_a_node_that_was_heard_and_met(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(dialler: Dialler, find: Finding) -> None:
+        find._found(advert())
+        await asyncio.sleep(max(SAY_TRIED) + 0.1)
+        assert not caplog.text
 
     in_loop(test)
 
