@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from discoro.adverts import Advert
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("discoro.finding")
 
 BASE_PORT = 24_200  # below 32768, where the ports begin that Linux hands out by itself
+PORT_RANGE = 500  # a node's workers listen on the ports above its own; the last one is its second door, while its key changes
 INQUIRE_TIMEOUT = 3.0  # seconds
+SECOND_DOOR_TIMEOUT = 0.5  # seconds: it is tried before anybody is told of another key, which should take one at most
 AGAIN_FIRST, AGAIN_MOST = 0.2, 5.0  # seconds between dials of an address that was given by hand, doubled each time
 MAX_UNUSABLE = 100  # processes that were heard of and cannot be used, kept for the text of NoNodes
 MAX_SHOWN = 20  # lines of each kind in that text; the log has had them all
@@ -51,6 +53,7 @@ class Dialler(Protocol):
     def tried(self, birth: int) -> str: ...
     async def inquire(self, address: str, timeout: float) -> Greeting: ...
     async def link_ended(self, birth: int) -> None: ...
+    def spawn(self, work: Awaitable[Any]) -> None: ...
 
 
 class Finding:
@@ -113,13 +116,31 @@ class Finding:
         said = []
         for each in others:
             try:
-                return await self._dialler.inquire(each, INQUIRE_TIMEOUT), each
+                return await self._who_is_at(each)
             except (DiscoroError, TimeoutError) as error:
                 said.append(f"{each} ({str(error) or 'no answer'})")
         try:
-            return await self._dialler.inquire(last, INQUIRE_TIMEOUT), last
+            return await self._who_is_at(last)
         except DiscoroError as error:
             raise type(error)(", ".join([*said, f"{last} ({error})"])) if said else error from None
+
+    async def _who_is_at(self, address: str) -> tuple[Greeting, str]:
+        """Who listens at that address, or, where it has another key, at its second door: the key may be being changed there."""
+        try:
+            return await self._dialler.inquire(address, INQUIRE_TIMEOUT), address
+        except Refused as error:
+            found = await self._behind_second_door(address) if ANOTHER_KEY in str(error) else None
+            if found is None:
+                raise
+            return found
+
+    async def _behind_second_door(self, address: str) -> tuple[Greeting, str] | None:
+        host, _, port = address.rpartition(":")
+        second = int(port) + PORT_RANGE
+        if second < 65536:
+            with contextlib.suppress(DiscoroError, TimeoutError):
+                return await self._dialler.inquire(f"{host}:{second}", SECOND_DOOR_TIMEOUT), f"{host}:{second}"
+        return None
 
     def told(self, nodes: Any) -> None:
         """A peer tells of nodes; ProtocolError where these are none."""
@@ -147,6 +168,20 @@ class Finding:
 
     def not_met(self, link: Link, who: str) -> None:
         """A link to a process that was never met has come to nothing."""
+        if ANOTHER_KEY in link.lost_because:
+            self._dialler.spawn(self._try_second_doors(link, who))
+            return
+        self._say_not_met(link, who)
+
+    async def _try_second_doors(self, link: Link, who: str) -> None:
+        """The key may be being changed there: then a node lets in whoever has only the new one elsewhere."""
+        for found in await asyncio.gather(*map(self._behind_second_door, link.addresses)):
+            if found is not None and found[0].birth == link.birth:
+                self._dialler.meet(link.birth, [found[1], *found[0].addresses])
+                return
+        self._say_not_met(link, who)
+
+    def _say_not_met(self, link: Link, who: str) -> None:
         if link.refused_at and len(self._left_alone) < MAX_HEARD:
             self._left_alone[link.birth] = asyncio.get_running_loop().time() + LEFT_ALONE
         self.not_usable(who, link.lost_because, link.birth)

@@ -21,7 +21,7 @@ from discoro.coro import Coro
 from discoro.directory import NodeDirectory, keep
 from discoro.errors import ConfigError, DiscoroError, NotSetUp, ProtocolError, SetupFailed, Stuck, Timeout, WorkerLost
 from discoro.files import Shipped, units
-from discoro.finding import BASE_PORT
+from discoro.finding import BASE_PORT, PORT_RANGE
 from discoro.mesh import Mesh
 from discoro.messages import PROTOCOL_VERSION, Greeting, Part
 from discoro.options import Place
@@ -32,7 +32,6 @@ from discoro.workers import Held, Worker, Workers
 
 log = logging.getLogger("discoro.node")
 
-PORT_RANGE = 500  # workers listen on the base port + 1 … + PORT_RANGE: a restarted worker takes a fresh one
 MAX_SLOTS = PORT_RANGE // 2  # so that every slot has a port for its worker, and one for that worker's successor
 WORKERS_PER_SLOT = 8  # clients that may share one slot: each costs a process of some 35 MB
 GONE_KEPT = 1000  # computations lost with their workers, remembered so that ping and close can say how

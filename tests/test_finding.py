@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from discoro import finding as rooms
 from discoro.adverts import Advert
 from discoro.connections import ANOTHER_KEY
 from discoro.errors import ProtocolError, Refused, Unreachable
-from discoro.finding import KEY_STEP, LEFT_ALONE, SAY_TRIED, Finding, resolved, whereabouts
+from discoro.finding import KEY_STEP, LEFT_ALONE, PORT_RANGE, SAY_TRIED, Finding, resolved, whereabouts
 from discoro.interfaces import Interfaces
 from discoro.link import Link
 from discoro.messages import PROTOCOL_VERSION, Greeting
@@ -28,6 +28,8 @@ class Dialler:
         self.met: list[tuple[int, list[str]]] = []
         self.answers: list[Any] = []
         self.inquired: list[float] = []
+        self.second_doors: dict[str, Greeting] = {}
+        self.spawned: list[asyncio.Future[Any]] = []
         self.came_of_it = ""  # of dialling whoever was heard
         self.ended: asyncio.Event | None = None
 
@@ -44,13 +46,23 @@ class Dialler:
     def tried(self, birth: int) -> str:
         return self.came_of_it
 
+    def spawn(self, work: Awaitable[Any]) -> None:
+        self.spawned.append(asyncio.ensure_future(work))
+
     async def inquire(self, address: str, timeout: float) -> Greeting:
+        if PORT_RANGE < int(address.rpartition(":")[2]) < 65036:
+            return self.second_door(address)
         self.inquired.append(asyncio.get_running_loop().time())
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
         greeting: Greeting = answer
         return greeting
+
+    def second_door(self, address: str) -> Greeting:
+        if address not in self.second_doors:
+            raise Unreachable("nothing listens there")
+        return self.second_doors[address]
 
     async def link_ended(self, birth: int) -> None:
         assert self.ended is not None
@@ -143,16 +155,54 @@ def test_of_a_node_with_another_key_what_mdns_says_is_told_as_not_verified(
 ) -> None:
     who = {"birth": "bob (10.0.0.2:1)", "address": "10.1.0.2:1"}[by]
 
-    def test(dialler: Dialler, find: Finding) -> None:
+    async def test(dialler: Dialler, find: Finding) -> None:
         find._found(advert(**changes))
         if by == "birth":
             find.not_met(lost(advert(), f"it has {ANOTHER_KEY}"), who)
+            await asyncio.gather(*dialler.spawned)
         else:
             find.not_usable(who, f"it has {ANOTHER_KEY}")
         line = f"{who}: it has another cluster key. By mDNS (not verified) {said}"
         assert find.why_none()[1:] == [line]
         assert f"{line}. {KEY_STEP}" in caplog.text
         assert find.another_key
+
+    in_loop(test)
+
+
+def test_a_node_with_another_key_may_have_ours_at_its_second_door() -> None:
+    """Its key is being changed, and this process has only the new one."""
+
+    async def test(dialler: Dialler, find: Finding) -> None:
+        dialler.second_doors = {"10.1.0.2:501": BOB}
+        find._found(advert())
+        dialler.met.clear()
+        find.not_met(lost(advert(), f"it has {ANOTHER_KEY}"), "bob")
+        await asyncio.gather(*dialler.spawned)
+        assert dialler.met == [(BOB.birth, ["10.1.0.2:501", *BOB.addresses])]
+        assert find.why_none()[1:] == []
+
+    in_loop(test)
+
+
+def test_an_address_given_by_hand_may_have_a_second_door() -> None:
+    async def test(dialler: Dialler, find: Finding) -> None:
+        dialler.answers = [Refused(f"it has {ANOTHER_KEY}")]
+        dialler.second_doors = {"10.0.0.2:501": BOB}
+        assert await find.inquire("10.0.0.2:1") == (BOB, "10.0.0.2:501")
+        for without in ("10.0.0.3:1", "10.0.0.2:65036"):  # no such door; no such port
+            with pytest.raises(Refused, match=ANOTHER_KEY):
+                await find.inquire(without)
+
+    in_loop(test)
+
+
+def test_somebody_else_behind_a_second_door_is_not_taken_for_the_node() -> None:
+    async def test(dialler: Dialler, find: Finding) -> None:
+        dialler.second_doors = {"10.0.0.2:501": BOB._replace(birth=5)}
+        find.not_met(lost(advert(), f"it has {ANOTHER_KEY}"), "bob")
+        await asyncio.gather(*dialler.spawned)
+        assert dialler.met == [] and "bob: it has another cluster key" in find.why_none()[1]
 
     in_loop(test)
 

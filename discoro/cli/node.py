@@ -25,9 +25,9 @@ from discoro import __version__
 from discoro.adverts import LABEL_LIMIT
 from discoro.cli.arguments import conceal
 from discoro.errors import ConfigError, PortTaken
-from discoro.finding import BASE_PORT
+from discoro.finding import BASE_PORT, PORT_RANGE
 from discoro.keyfile import code_of, read_key_file
-from discoro.node import PORT_RANGE, Node, NodeOptions
+from discoro.node import Node, NodeOptions
 from discoro.process import Parent
 from discoro.security import Security
 

@@ -7,7 +7,9 @@ something that a process says.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from discoro.finding import PORT_RANGE
 from discoro.keyfile import KeyFile, key_of_code, read_key_file, write_key_file
 from tests.support.commands import Command, Machines, NodeCommand
 
@@ -71,6 +74,16 @@ except discoro.NoNodes as error:
 """
 
 
+def free_port() -> int:
+    """A base port: free, and its second door too."""
+    for _ in range(100):
+        with socket.create_server(("127.0.0.1", 0)) as one:
+            port: int = one.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError), socket.create_server(("127.0.0.1", port + PORT_RANGE)):
+                return port
+    raise AssertionError("no two free ports")
+
+
 class Cluster:
     """A node and programs, each machine with a key file of its own."""
 
@@ -78,7 +91,7 @@ class Cluster:
         self.machines = machines
         self.directory = directory
         self.key = self.file("here")
-        self.node: NodeCommand = machines.node("here", "-c", "2", key_file=self.key)
+        self.node: NodeCommand = machines.node("here", "-c", "2", "-p", str(free_port()), key_file=self.key)
 
     def file(self, machine: str) -> Path:
         return self.directory / machine / "cluster.key"
