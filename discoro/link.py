@@ -476,6 +476,10 @@ class Link:
         self._redial_delay = 0.0  # this connection is of use
         return [operation for operation in map(self._assemble, frame.operations) if operation is not None]
 
+    def torn(self, connection: int, why: str, now: float) -> None:
+        """Of a frame on this connection, parts are missing: the resumption sends it again."""
+        self._cut(connection, now, why)
+
     def acknowledged(self, connection: int, session: int, received: int) -> None:
         if connection == self.connection and session == self.session:
             self.outbox.acknowledge(received)

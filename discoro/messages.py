@@ -38,6 +38,10 @@ MAX_U64 = (1 << 64) - 1
 Part = bytes | bytearray | memoryview
 
 
+class Torn(ProtocolError):
+    """A frame that came in part: nobody's word, and sent again over the next connection."""
+
+
 class Greeting(NamedTuple):
     """Who a process is and where its side of the link stands; see the grammar for each field.
 
@@ -159,7 +163,7 @@ Operation = Message | Request | Reply | Exit | Hold | Notice
 Frame = Hello | Welcome | RefusedFrame | Data | Ack | Bye | Gone
 
 _MESSAGE, _REQUEST, _REPLY, _EXIT, _PIECE, _HOLD, _NOTICE = 1, 2, 3, 4, 5, 6, 7
-_HELLO, _WELCOME, _REFUSED, _DATA, _ACK, _BYE, _GONE = 1, 2, 3, 4, 5, 6, 7
+_HELLO, _WELCOME, _REFUSED, _DATA, _ACK, _BYE, _GONE, _SEAL = 1, 2, 3, 4, 5, 6, 7, 8
 _OPERATIONS: dict[int, type[Any]] = {
     **{_MESSAGE: Message, _REQUEST: Request, _REPLY: Reply},
     **{_EXIT: Exit, _HOLD: Hold, _NOTICE: Notice},
@@ -282,7 +286,16 @@ def encode_data(session: int, number: int, received: int, wires: Sequence[Wire])
     frame: list[Part] = [pack([_DATA, session, number, received, [wire.header for wire in wires]])]
     for wire in wires:
         frame.extend(wire.parts)
-    return frame
+    return sealed(number, frame)
+
+
+def sealed(number: int, frame: list[Part]) -> list[Part]:
+    """A frame of several parts gets a last one, which shows at the other side that all of them came.
+
+    CURVE proves each part and their order, but libzmq takes what is left where somebody in between leaves parts out: the header
+    of one frame would get the body of the next.
+    """
+    return [*frame, pack([_SEAL, number, len(frame)])] if len(frame) > 1 else frame
 
 
 def split(wire: Wire, stream: int) -> Iterator[Wire]:
@@ -323,28 +336,45 @@ def _no_extension(code: int, data: bytes) -> NoReturn:
 
 
 def decode(parts: Sequence[Part]) -> Frame:
-    """The frame in these parts; ProtocolError if they are none."""
+    """The frame in these parts; ProtocolError if they are none, Torn if they may once have been more."""
     if not parts:
         raise ProtocolError("a frame without a header")
     weight = sum(map(_nbytes, parts)) + PART_WEIGHT * (len(parts) - 1)
     if weight > MAX_FRAME:
         raise ProtocolError(f"a frame of {weight} bytes in {len(parts)} parts; at most {MAX_FRAME}")
-    header = unpack(parts[0])
-    if not isinstance(header, list) or not header or type(header[0]) is not int:
-        raise ProtocolError("the header is not an array that begins with a kind")
-    kind, fields = header[0], header[1:]
+    if len(parts) > 1:
+        return _decode_data(_whole(parts), parts[1:-1])
+    kind, *fields = _header(parts[0])
     if kind == _DATA:
-        return _decode_data(fields, parts)
-    if len(parts) != 1:
-        raise ProtocolError(f"a frame of kind {kind} with {len(parts)} parts")
+        return _decode_data(fields, ())
     if kind == _HELLO:
         return _decode_hello(fields)
+    if kind == _SEAL:
+        raise Torn("the last part of a frame without the others")
     shape = _SHAPES.get(kind)
     if shape is None:
         raise ProtocolError(f"unknown kind of frame {kind}")
     make, checks = shape
     frame: Frame = make(*_checked(fields, checks, make.__name__))
     return frame
+
+
+def _header(part: Part) -> list[Any]:
+    header = unpack(part)
+    if not isinstance(header, list) or not header or type(header[0]) is not int:
+        raise ProtocolError("the header is not an array that begins with a kind")
+    return header
+
+
+def _whole(parts: Sequence[Part]) -> list[Any]:
+    """The fields of a data frame of several parts, of which none is missing; else Torn, whatever stands in their places."""
+    try:
+        kind, *fields = _header(parts[0])
+    except ProtocolError:
+        raise Torn(f"{len(parts)} parts without their header") from None
+    if kind != _DATA or len(fields) != 4 or not _u64(fields[1]) or parts[-1] != pack([_SEAL, fields[1], len(parts) - 1]):
+        raise Torn(f"{len(parts)} parts that are no whole frame")
+    return fields
 
 
 def decode_greeting(data: bytes) -> Greeting:
@@ -364,8 +394,9 @@ def _decode_hello(fields: list[Any]) -> Hello:
 
 
 def _decode_data(fields: list[Any], parts: Sequence[Part]) -> Data:
+    """`parts`: those of the operations."""
     session, number, received, headers = _checked(fields, (_u64, _number, _u64, _list), "data")
-    rest = iter(parts[1:])
+    rest = iter(parts)
     operations = [_decode_operation(header, rest) for header in headers]
     if next(rest, None) is not None:
         raise ProtocolError("a frame with parts that belong to no operation")

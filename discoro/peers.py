@@ -188,6 +188,9 @@ class Peers:
     def received(self, connection: int, parts: Sequence[Part]) -> None:
         try:
             self._frame(connection, messages.decode(parts), parts)
+        except messages.Torn as error:
+            self._torn(connection, error)
+            return
         except ProtocolError as error:
             self._cut(connection, error)
             return
@@ -335,6 +338,16 @@ class Peers:
             self._settle(link)
         else:
             self.wire.drop(connection)
+
+    def _torn(self, connection: int, error: messages.Torn) -> None:
+        """Somebody in between left out what a peer said: the connection ends, and the link goes on over the next."""
+        link = self._by_connection.get(connection)
+        log.warning("! %s: %s: its connection is dropped", link or f"connection {connection}", error)
+        if link is None:
+            self.wire.drop(connection)
+        else:
+            link.torn(connection, str(error), self._loop.time())
+            self._settle(link)
 
     # -------------------------------------------------------------- doing what links decide
 

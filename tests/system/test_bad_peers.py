@@ -397,6 +397,11 @@ BROKEN_FRAMES = {
 }
 
 
+def sealed(parts: list[bytes]) -> list[bytes]:
+    """As frame 1 of its link, with all of its parts."""
+    return [*map(bytes, messages.sealed(1, list(parts)))]
+
+
 def broken_frame(name: str, greeting: Greeting, victim: Victim) -> list[bytes]:
     """The parts of a frame that breaks the protocol on the link of `greeting`."""
     session = greeting.resume
@@ -408,9 +413,9 @@ def broken_frame(name: str, greeting: Greeting, victim: Victim) -> list[bytes]:
         case "an acknowledgement of what was never sent":
             return [messages.pack([5, session, 1 << 40])]
         case "a piece of nothing":
-            return [messages.pack([4, session, 1, 0, [[5, 3, False, None, None]]]), victim.bomb]
+            return sealed([messages.pack([4, session, 1, 0, [[5, 3, False, None, None]]]), victim.bomb])
         case "parts of nobody":
-            return [messages.pack([4, session, 1, 0, []]), victim.bomb, victim.bomb]
+            return sealed([messages.pack([4, session, 1, 0, []]), victim.bomb, victim.bomb])
     return [BROKEN_FRAMES[name]]
 
 
