@@ -308,6 +308,9 @@ _MOVES: dict[tuple[_State, int], Callable[[Outbound, int], None]] = {
     (_State.DIALLING, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): Outbound._on_hangup,
     (_State.DIALLING, zmq.EVENT_DISCONNECTED): Outbound._on_nonsense,
     (_State.UP, zmq.EVENT_DISCONNECTED): Outbound._on_broken,
+    # A frame that cannot be decrypted: telling this lets libzmq forget the error, and it would stop reading until its
+    # heartbeat ends the connection, 4 s later.
+    (_State.UP, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): Outbound._on_broken,
 }
 _DIAL_EVENTS = sum({int(event) for _, event in _MOVES})
 

@@ -106,6 +106,7 @@ class Proxy:
         except OSError:
             _reset(near)
             return
+        self._began(near, far, target)
         for one, other in ((near, far), (far, near)):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             one.settimeout(10)  # a peer that does not read for so long is broken; the test fails
@@ -119,7 +120,7 @@ class Proxy:
     def _move(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             data = source.recv(CHUNK)
-            sink.sendall(data)
+            sink.sendall(self._passed(source, data))
         except OSError:
             data = b""
         if not data or source in self._doomed:
@@ -128,11 +129,22 @@ class Proxy:
         self._moved[source] += len(data)
         self._lock.notify_all()
 
+    def _began(self, near: socket.socket, far: socket.socket, target: tuple[str, int]) -> None:
+        """A connection was accepted, and another made to the target. For those who look at what passes."""
+
+    def _passed(self, source: socket.socket, data: bytes) -> bytes:
+        """What is sent on in place of what came."""
+        return data
+
+    def _ended(self, end: socket.socket, other: socket.socket) -> None:
+        """A connection is reset at both ends."""
+
     def _drop(self, end: socket.socket) -> None:
         """Reset a connection at both ends."""
         other = self._pairs.pop(end, None)
         if other is None:
             return
+        self._ended(end, other)
         self._pairs.pop(other, None)
         self._doomed -= {end, other}
         for each in (end, other):
