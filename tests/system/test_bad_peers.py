@@ -171,6 +171,10 @@ class RawPeer:
                 return messages.decode(parts)
         return None
 
+    def answered(self, seconds: float) -> bool:
+        """Whether anything comes, also the transport's own word that the connection is over."""
+        return bool(self._socket.poll(int(seconds * 1000)))
+
     def reply(self) -> Reply:
         """The next Reply; other operations and acknowledgements before it are passed over."""
         while (frame := self.next()) is not None:
