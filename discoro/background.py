@@ -25,6 +25,7 @@ from discoro.coro import Coro
 from discoro.driving import Driven
 from discoro.errors import CoroEnded, NoMesh, Timeout
 from discoro.mesh import Mesh
+from discoro.options import veil
 from discoro.watchdog import lines_of
 
 log = logging.getLogger("discoro.background")
@@ -47,6 +48,7 @@ class Background:
     _main: asyncio.Task[Any] | None
 
     def __init__(self, options: dict[str, Any]) -> None:
+        veil(options)
         self.mesh = Mesh(**options)
         self._pid = os.getpid()
         self._lock = threading.RLock()  # so that nothing is begun once it is over; a signal handler may close it meanwhile

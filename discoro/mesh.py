@@ -42,7 +42,7 @@ from discoro.local import local_node
 from discoro.mailbox import Question
 from discoro.messages import Exit, Greeting, Hold, Message, Notice, Part, Reply, Request
 from discoro.names import SETTLE, Names
-from discoro.options import MeshOptions, Place
+from discoro.options import MeshOptions, Place, veil
 from discoro.outcomes import EXCEPTION, LINKED, PARENT, TERMINATED, UNKNOWN, Outcome
 from discoro.peers import Peers
 from discoro.presence import Peer, Presence
@@ -75,6 +75,7 @@ class Mesh:
     _names: Names
 
     def __init__(self, **options: Any) -> None:
+        veil(options)
         self.options = MeshOptions(**options)
         self._place = Place()
         self._resources = contextlib.AsyncExitStack()
@@ -104,6 +105,8 @@ class Mesh:
         return mesh
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_peers"):
+            return "<Mesh not entered>"
         return f"<Mesh {self.me.name}/{self.me.pid} coroutines={len(self._coros)} {self._peers!r}>"
 
     @property

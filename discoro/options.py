@@ -10,7 +10,7 @@ from typing import Any
 from discoro.errors import ConfigError
 from discoro.peers import Peers
 from discoro.references import CoroRef
-from discoro.security import Security
+from discoro.security import Secret, Security
 from discoro.transport import Transport
 
 LABEL_BYTES = 63  # RFC 1035: one label of a name in DNS, which mDNS shows them as
@@ -19,6 +19,12 @@ LABEL_BYTES = 63  # RFC 1035: one label of a name in DNS, which mDNS shows them 
 def _is_label(text: str) -> bool:
     """Whether a reference that carries it (ada/4711/12) can be read back."""
     return 0 < len(text.encode()) <= LABEL_BYTES and text.isprintable() and not set(text) & set("/'\"\\")
+
+
+def veil(options: dict[str, Any]) -> None:
+    """Make a secret in these options one that shows nowhere: not where a traceback shows variables, not in other objects."""
+    if isinstance(options.get("secret"), str):
+        options["secret"] = Secret(options["secret"])
 
 
 @dataclass(frozen=True, kw_only=True)

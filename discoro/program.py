@@ -10,6 +10,7 @@ from typing import Any
 
 from discoro.driving import check_coroutine, from_user
 from discoro.mesh import Mesh, current_mesh
+from discoro.options import veil
 from discoro.presence import Peer
 from discoro.progress import Count
 from discoro.references import CoroRef, Handle
@@ -23,6 +24,7 @@ def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:
     `async with discoro.Mesh(...)` does the same. Ctrl-C ends `main` in order and raises KeyboardInterrupt.
     """
     check_coroutine(main)
+    veil(mesh_options)
 
     async def program() -> Any:
         async with Mesh(**mesh_options) as mesh:

@@ -55,6 +55,15 @@ MAC_BYTES = 16  # a forger has one try in 2**128 per connection, and only behind
 ZMQ_OLDEST = (4, 3, 5)  # older ones have holes before the handshake (CVE-2019-13132, CVE-2020-15166)
 
 
+class Secret(str):
+    """A text that somebody typed; where variables are shown, in a traceback or as part of something else, it is not."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<Secret>"
+
+
 class Security:
     """The trust of one process: secures its sockets, signs and checks greetings. Made by `from_options`.
 
@@ -127,6 +136,7 @@ class Security:
         ConfigError for options that exclude each other, a secret too short, a pair that does not belong
         together, is encrypted or has expired, and a libzmq unfit for strangers. No error shows a secret.
         """
+        secret = None if secret is None else Secret(secret)
         pair = certfile if certfile is not None else keyfile
         _refuse_several(open, pair, secret, secret_file, key_file)
         if open:
@@ -299,20 +309,20 @@ def _from_secret(secret: str) -> bytes:
     return hashlib.scrypt(typed, salt=b"discoro/v1", n=2**15, r=8, p=1, maxmem=2**26, dklen=MASTER_BYTES)
 
 
-def _secret_in(path: Path) -> str:
+def _secret_in(path: Path) -> Secret:
     """The secret in a file, without the end of its line."""
     try:
-        return read_private(path, "secret file").decode().rstrip("\r\n")
+        return Secret(read_private(path, "secret file").decode().rstrip("\r\n"))
     except UnicodeDecodeError:  # it carries the secret: not chained
         raise KeyFileError(f"the secret file {path} is not valid text: write it in UTF-8") from None
 
 
-def _secret_of(environ: Mapping[str, str]) -> str | None:
+def _secret_of(environ: Mapping[str, str]) -> Secret | None:
     """DISCORO_SECRET, unless it is empty. ConfigError where a key file is named there too: one would be ignored."""
-    secret = environ.get("DISCORO_SECRET") or None
-    if secret is not None and environ.get("DISCORO_KEY_FILE"):
+    secret = Secret(environ.get("DISCORO_SECRET", ""))
+    if secret and environ.get("DISCORO_KEY_FILE"):
         raise ConfigError("DISCORO_SECRET and DISCORO_KEY_FILE exclude each other: unset one of them")
-    return secret
+    return secret or None
 
 
 def _from_key(key: bytes) -> bytes:

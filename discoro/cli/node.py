@@ -59,7 +59,7 @@ async def run(options: argparse.Namespace) -> int:
     stop = asyncio.Event()
     stop_at_signals(stop)
     parent = adopt_parent(stop) if options.child else None
-    security = Security.from_handed_down(parent.told["security"]) if parent else security_of(options)
+    security = Security.from_handed_down(parent.told.pop("security")) if parent else security_of(options)
     debug = options.debug or (parent is not None and bool(parent.told.get("debug")))
     node_options = NodeOptions(
         slots=slots_of(options.cpus),

@@ -57,7 +57,7 @@ async def work(node: Parent) -> None:
         loop.call_soon_threadsafe(keys.put_nowait, later["security"])
 
     node.end_with(lambda: loop.call_soon_threadsafe(ended.set), grace=GRACE, on_told=on_told)
-    security = Security.from_handed_down(told["security"])
+    security = Security.from_handed_down(told.pop("security"))  # taken out: a traceback with variables shows what was told
     place = Place(
         role="worker",
         node=told["node"],
