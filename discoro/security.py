@@ -122,7 +122,7 @@ class Security:
         certfile: str | Path | None = None,
         keyfile: str | Path | None = None,
         open: bool = False,
-        environ: Mapping[str, str] = os.environ,
+        environ: Mapping[str, str] | None = None,
     ) -> Security:
         """The trust that these options ask for; without any, DISCORO_SECRET, else this user's key file, made if there is none.
 
@@ -148,12 +148,12 @@ class Security:
             secret = _secret_in(Path(os.path.abspath(os.path.expanduser(secret_file))))
         elif secret is None and pair is None and key_file is None:
             origin = "secret (DISCORO_SECRET)"
-            secret = _secret_of(environ)
+            secret = _secret_of(os.environ if environ is None else environ)
         if pair is not None:
             return cls(*_from_pair(certfile, keyfile, secret))
         if secret is not None:
             return cls(_from_secret(secret), origin)
-        path = key_path(key_file, environ)
+        path = key_path(key_file, os.environ if environ is None else environ)
         made_now = not os.path.lexists(path) and make_key_file(path)
         return cls.from_key_file(path, now=time.time(), made_now=made_now)
 
@@ -319,8 +319,9 @@ def _secret_in(path: Path) -> Secret:
 
 def _secret_of(environ: Mapping[str, str]) -> Secret | None:
     """DISCORO_SECRET, unless it is empty. ConfigError where a key file is named there too: one would be ignored."""
-    secret = Secret(environ.get("DISCORO_SECRET", ""))
-    if secret and environ.get("DISCORO_KEY_FILE"):
+    secret, key_file = Secret(environ.get("DISCORO_SECRET", "")), environ.get("DISCORO_KEY_FILE")
+    del environ  # of which a traceback that shows variables would show everything
+    if secret and key_file:
         raise ConfigError("DISCORO_SECRET and DISCORO_KEY_FILE exclude each other: unset one of them")
     return secret or None
 
