@@ -344,7 +344,8 @@ def streamed(directory: Path, attacks: Callable[[list[Tap]], list[Attack]]) -> d
         until = time.monotonic() + 60
         while not all(attack.broke for attack in chosen):
             tapped.cut_to(doors)  # again where an attack fell on a connection with too little on it: the node's, say
-            tapped.wait_for(lambda: all(attack.broke for attack in chosen), SILENCE)
+            tapped.wait_for(lambda: all(attack.broke for attack in chosen), PROMPT)
+            tapped.wait_for(lambda: all(attack.broke for attack in chosen if attack.tap), SILENCE)
             survived = [f"{attack}, on {attack.tap}" for attack in chosen if attack.tap and not attack.tap.ended]
             assert not survived and time.monotonic() < until, (survived, [str(each) for each in chosen if not each.broke])
         tapped.alter = lambda tap, way, index, unit: [unit]
