@@ -1,9 +1,9 @@
 """A plain loop of pyzmq, to measure discoro beside: what the network library does when nothing is asked of it but to carry.
 
 Two processes of their own, blocking calls, no asyncio: a DEALER sends a message of so many bytes to a ROUTER and waits for one
-of one byte. Loopback, discoro's high-water mark, CURVE or none. One message is one frame, and `copy` is pyzmq's: without it
-neither side copies the bytes between Python and libzmq. Nothing is checked, resumed or unpacked, and the receiver does not
-look at what came.
+of one byte; or, one way, it sends a number of messages and waits once, until all have come. Loopback, discoro's high-water
+mark, CURVE or none. One message is one frame, and `copy` is pyzmq's: without it neither side copies the bytes between Python
+and libzmq. Nothing is checked, resumed or unpacked, and the receiver does not look at what came.
 
 Other benchmarks use `Plain`. As a program it prints its rate for a size in bytes (64 MiB), with CURVE and without.
 """
@@ -28,16 +28,18 @@ ROUNDS = 5
 class Plain:
     """The two processes, as a context manager: `sender` and `receiver` are their pids, `once` the seconds of one round."""
 
-    def __init__(self, size: int, *, curve: bool, copy: bool | None = None) -> None:
-        """`size`: bytes of each message, made with the first. `copy`: by default only for small ones."""
+    def __init__(self, size: int, *, curve: bool, copy: bool | None = None, one_way: bool = False) -> None:
+        """`size`: bytes of each message, made with the first. `copy`: by default only for small ones. `one_way`: the receiver
+        answers once for all messages of a round, when it has the last."""
         keys = [key.decode() for pair in (zmq.curve_keypair(), zmq.curve_keypair()) for key in pair] if curve else []
         told = {"size": size, "keys": keys, "copy": size < COPY_BELOW if copy is None else copy}
-        self._receiver = _started("receive", told)
-        self._sender = _started("send", {**told, "port": _answer(self._receiver)})
+        self._receiver, self._sender = map(_started, ("take", "stream") if one_way else ("receive", "send"))
+        _tell(self._receiver, told)
+        _tell(self._sender, {**told, "port": _answer(self._receiver)})
         self.receiver, self.sender = self._receiver.pid, self._sender.pid
 
     def once(self, count: int = 1) -> float:
-        """Send that many messages, each after the answer to the one before: seconds for all."""
+        """Send that many messages, each after the answer to the one before unless one way: seconds for all."""
         _tell(self._sender, count)
         return float(_answer(self._sender))
 
@@ -50,11 +52,8 @@ class Plain:
             process.communicate()
 
 
-def _started(what: str, told: dict[str, Any]) -> subprocess.Popen[bytes]:
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, __file__, what], stdin=pipe, stdout=pipe)
-    _tell(process, told)
-    return process
+def _started(what: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, __file__, what], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def _tell(process: subprocess.Popen[bytes], what: Any) -> None:
@@ -68,7 +67,7 @@ def _answer(process: subprocess.Popen[bytes]) -> Any:
     return json.loads(process.stdout.readline())
 
 
-# The two processes.
+# The two processes: `receive` and `send` in turn, `take` and `stream` one way.
 
 
 def _told() -> Any:
@@ -116,10 +115,42 @@ def send(size: int, keys: list[str], copy: bool, port: int) -> None:
     while True:
         start = time.perf_counter()
         for _ in range(count):
-            socket.send(message, copy=copy)
+            socket.send(message, 0, copy)
             socket.recv()
         _say(time.perf_counter() - start)
         count = _told()
+
+
+def take(size: int, keys: list[str], copy: bool) -> None:
+    """Answer when as many messages have come as the first of each round says."""
+    socket = _socket(zmq.ROUTER, keys)
+    _say(socket.bind_to_random_port("tcp://127.0.0.1"))
+    while True:
+        who, count = socket.recv_multipart()
+        for _ in range(int(count)):
+            socket.recv()
+            what = socket.recv(copy=copy)
+            assert len(what) == size, len(what)
+        socket.send_multipart([who, b"."])
+
+
+def stream(size: int, keys: list[str], copy: bool, port: int) -> None:
+    """As many messages as each line of input says, and one answer."""
+    socket = _socket(zmq.DEALER, keys)
+    socket.connect(f"tcp://127.0.0.1:{port}")
+    count = _told()
+    message = os.urandom(size)
+    while True:
+        start = time.perf_counter()
+        socket.send(b"%d" % count)
+        for _ in range(count):
+            socket.send(message, 0, copy)
+        socket.recv()
+        _say(time.perf_counter() - start)
+        count = _told()
+
+
+PROCESSES = {what.__name__: what for what in (receive, send, take, stream)}
 
 
 def main(size: int) -> None:
@@ -134,7 +165,7 @@ def main(size: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["receive"], ["send"]):
-        {"receive": receive, "send": send}[sys.argv[1]](**_told())
+    if len(sys.argv) > 1 and sys.argv[1] in PROCESSES:
+        PROCESSES[sys.argv[1]](**_told())
     else:
         main(int(sys.argv[1]) if len(sys.argv) > 1 else 64 << 20)
