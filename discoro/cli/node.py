@@ -29,7 +29,7 @@ from discoro.finding import BASE_PORT, PORT_RANGE
 from discoro.keyfile import code_of, read_key_file
 from discoro.node import Node, NodeOptions
 from discoro.process import Parent
-from discoro.security import Security
+from discoro.security import Secret, Security
 
 UNAVAILABLE, CONFIG = 69, 78
 GRACE = 4.0  # seconds from the end of the program that we are a child of to a hard end; in order it takes 3 at most
@@ -155,7 +155,8 @@ def add_network(group: Any) -> None:
 
 def add_trust(group: Any) -> None:
     group.add_argument("--key-file", "--key_file", metavar="FILE", help="cluster key, made if missing (or DISCORO_KEY_FILE)")
-    group.add_argument("-s", "--secret", metavar="TEXT", help="derive the key from this text instead (DISCORO_SECRET is safer)")
+    text = "derive the key from this text instead (DISCORO_SECRET is safer)"
+    group.add_argument("-s", "--secret", type=Secret, metavar="TEXT", help=text)
     text = "the same from a file that only you can read, or from a line of standard input (-)"
     group.add_argument("--secret-file", "--secret_file", metavar="FILE", help=text)
     group.add_argument("--certfile", metavar="FILE", help="with --keyfile: a pair that the group shares, as its key (not TLS)")
