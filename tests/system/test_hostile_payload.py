@@ -23,7 +23,8 @@ from discoro import messages
 from discoro.messages import Greeting, Message, Reply, Request
 from discoro.security import Security
 from tests.support.commands import Command, Machines
-from tests.system.test_bad_peers import Address, Bomb, RawPeer, shove, zmtp_greeting
+from tests.support.victims import Address, Bomb, RawPeer
+from tests.system.test_bad_peers import shove, zmtp_greeting
 
 pytestmark = [pytest.mark.system]
 
