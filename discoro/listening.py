@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import zmq
 
+from discoro.arrivals import Arrival, Arrivals
 from discoro.connections import Ended, address_of, allowed
 from discoro.errors import ConfigError, PortTaken
 from discoro.messages import Part
@@ -49,6 +50,12 @@ END_SECONDS = 0.1  # the end of a connection is told by then, frames still unrea
 LOOK_AGAIN = (0.01, 0.03, 0.05)  # seconds; a ROUTER learns of an end a moment after its monitor has told it
 FREE_PORT_TRIES = 16  # for a port that is free on several hosts at once
 
+# What libzmq says of a handshake that failed, right before it tells the end of that connection (zmq_socket_monitor(3)).
+_CRYPTOGRAPHIC, _OTHER_MECHANISM = 0x11000001, 0x11000002
+_REASONS = {_CRYPTOGRAPHIC: "another cluster key", _OTHER_MECHANISM: "only one of both sides is open"}
+_FAILED, _BROKE_OFF = int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL), int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+_ACCEPTED, _DISCONNECTED = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
+
 
 class ListenerOwner(Owner, Protocol):
     """What a listener needs of its transport."""
@@ -60,13 +67,15 @@ class ListenerOwner(Owner, Protocol):
 class Inbound:
     """One connection that somebody made to us, as the ROUTER knows it: by its routing id."""
 
-    __slots__ = ("_listener", "conn", "deaf", "descriptor", "lost", "routing_id")
+    __slots__ = ("_listener", "arrival", "conn", "deaf", "descriptor", "kept", "lost", "routing_id")
 
     def __init__(self, listener: Listener, routing_id: bytes, descriptor: int) -> None:
         self._listener = listener
         self.routing_id = routing_id
         self.descriptor = descriptor  # of the TCP connection; a new one may get the same soon after
+        self.arrival: Arrival | None = None  # what its monitor told of it, which may come later than its first frame
         self.conn = 0
+        self.kept = False  # it is a peer's
         self.deaf = False  # dropped, and not yet gone: it is asked to close, and not listened to
         self.lost = False  # gone; frames that came before are still read
 
@@ -77,6 +86,12 @@ class Inbound:
         """What was sent leaves before the request to close, so there is no difference for `flush`."""
         self.deaf = True
         self._listener.write(self, CLOSED)
+        self._listener.hang_up_soon(self)
+
+    def keep(self) -> None:
+        """A peer has greeted over it."""
+        self.kept = True
+        self._listener.keep(self)
 
     def probe(self) -> None:
         self._listener.look(self, again=())
@@ -152,11 +167,14 @@ class Listener:
         self._by_id: dict[bytes, Inbound] = {}  # as many as there are connections that have sent a frame
         self._by_descriptor: dict[int, Inbound] = {}
         self._closed_early: set[int] = set()  # descriptors closed before a first frame was read from them
+        self._arrivals = Arrivals(transport.loop)
+        self._waiting: dict[int, Arrival] = {}  # those of which no frame was read yet, by descriptor
+        self._failure = ""  # what was wrong with the handshake of the connection whose end is told next
         self._lost: list[Inbound] = []
         self._socket = new_socket(transport.context, zmq.ROUTER)
         self._socket.router_mandatory = 1  # otherwise what cannot be delivered is thrown away in silence
         self._doors: list[Door] = []
-        self._monitor = monitor_of(self._socket, zmq.EVENT_DISCONNECTED)
+        self._monitor = monitor_of(self._socket, _ACCEPTED | _DISCONNECTED | _FAILED | _BROKE_OFF)
         self._frames = Pump(transport.loop, self._socket, self._take, self._forget_lost)
         self._events = Pump(transport.loop, self._monitor, self._take_event, nothing_to_do)
 
@@ -210,6 +228,7 @@ class Listener:
         self._events.stop()
         for door in self._doors:
             door.close()
+        self._arrivals.close()
         close_watched(self._socket, self._monitor, linger)
 
     # Frames in.
@@ -238,6 +257,7 @@ class Listener:
         inbound = self._by_id[routing_id] = Inbound(self, routing_id, descriptor)
         before = self._by_descriptor.get(descriptor)
         self._by_descriptor[descriptor] = inbound
+        inbound.arrival = self._waiting.pop(descriptor, None)
         if before is not None:
             self.look(before)
         if descriptor in self._closed_early:
@@ -269,15 +289,46 @@ class Listener:
     # The ends of connections.
 
     def _take_event(self) -> bool:
-        event = read_event(self._monitor)
-        if event is None:
+        told = read_event(self._monitor)
+        if told is None:
             return False
-        inbound = self._by_descriptor.get(event[1])
+        event, value = told
+        if event == _ACCEPTED:
+            self._accepted(value)
+        elif event == _DISCONNECTED:
+            self._disconnected(value)
+        else:
+            self._failure = _REASONS.get(value, "not discoro") if event == _FAILED else ""
+        return True
+
+    def _accepted(self, descriptor: int) -> None:
+        arrival, inbound = self._arrivals.accepted(descriptor), self._by_descriptor.get(descriptor)
+        if inbound is None or inbound.lost or inbound.arrival is not None:
+            self._waiting[descriptor] = arrival
+        else:  # its first frame was read before this
+            inbound.arrival = arrival
+            if inbound.kept:
+                self.keep(inbound)
+
+    def _disconnected(self, descriptor: int) -> None:
+        self._waiting.pop(descriptor, None)
+        self._arrivals.ended(descriptor, self._failure)
+        self._failure = ""
+        inbound = self._by_descriptor.get(descriptor)
         if inbound is None:
-            self._closed_early.add(event[1])
+            self._closed_early.add(descriptor)
         else:
             self.look(inbound)
-        return True
+
+    def keep(self, inbound: Inbound) -> None:
+        """It is a peer's."""
+        if inbound.arrival is not None:
+            self._arrivals.greeted(inbound.arrival)
+
+    def hang_up_soon(self, inbound: Inbound) -> None:
+        """It was dropped: should the other side not close it, it is closed from here."""
+        if inbound.arrival is not None:
+            self._arrivals.hang_up_soon(inbound.arrival)
 
     def look(self, inbound: Inbound, again: tuple[float, ...] = LOOK_AGAIN) -> None:
         """Whether the connection still stands: sends the frame that means nothing, now and `again` later."""
@@ -289,6 +340,8 @@ class Listener:
     def _lose(self, inbound: Inbound) -> None:
         """The connection is gone; its end is told after the frames that came before it."""
         inbound.lost = True
+        if inbound.arrival is not None:  # the monitor does not tell of those that a change of keys ended
+            self._arrivals.hang_up(inbound.arrival)
         self._lost.append(inbound)
         self._frames.wake()
         self._transport.loop.call_later(END_SECONDS, self._tell_lost, inbound)

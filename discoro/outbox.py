@@ -22,6 +22,11 @@ PIECES_BYTES = 4 * messages.MIB  # pieces in flight: the rest of the window stay
 STREAMS = 8  # large operations whose pieces alternate
 QUEUE_OPERATIONS = 100_000  # waiting to be sent, past which `has_room` is false: 64-byte messages, some 30 MB
 QUEUE_BYTES = 64 * messages.MIB
+# Answers that wait for a peer, beside a window of them on the way: who does not read asks for no more; larger ones may hold
+# as much as one message. Notices of ends do not count: each frees a coroutine, which took more.
+OWED_REPLIES = WINDOW_FRAMES * messages.BATCH_OPERATIONS
+OWED_BYTES = messages.MAX_MESSAGE
+PIECES_OWED = 32 * messages.MIB  # answers beside which no piece of a blob is read from the disk: twice what one peer asks for
 LARGEST_FRAME = messages.PIECE_SIZE + messages.MAX_FIELDS + 16 * messages.KIB  # a first piece, its fields and sizes
 
 
@@ -46,6 +51,7 @@ class Outbox:
         self._next_stream = 0
         self._small_added, self._small_left = 0, 0  # so that a stream waits for what was queued before it
         self._waiting, self._waiting_bytes = 0, 0
+        self._owed, self._owed_bytes = 0, 0  # of those, replies
         self._sent: deque[_Sent] = deque()
         self._sent_bytes, self._sent_pieces = 0, 0
         self._resend: deque[_Sent] = deque()
@@ -75,9 +81,24 @@ class Outbox:
         beside = self._waiting_bytes - max((stream.size for stream in self._streams), default=0)
         return beside < QUEUE_BYTES and self._waiting < QUEUE_OPERATIONS
 
+    @property
+    def owed(self) -> str:
+        """How many replies wait to be sent, in words."""
+        return f"{self._owed} answers of {self._owed_bytes} bytes"
+
+    def takes_replies(self) -> bool:
+        """Whether a reply may be queued: else the peer asks, and does not read what it gets."""
+        return self._owed < OWED_REPLIES and self._owed_bytes < OWED_BYTES
+
+    def takes_pieces(self) -> bool:
+        """Whether pieces of blobs should be queued, which are read for one reply each."""
+        return self._owed_bytes < PIECES_OWED
+
     def add(self, wire: Wire, lane: Hashable) -> None:
         self._waiting += 1
         self._waiting_bytes += wire.size
+        if wire.header[0] == messages.REPLY:
+            self._owe(1, wire.size)
         if lane is not None and lane in self._lanes:
             self._lanes[lane].append(wire)
         elif wire.size > messages.PIECE_SIZE:
@@ -127,7 +148,13 @@ class Outbox:
             batch.append(wire)
             self._waiting -= 1
             self._waiting_bytes -= wire.size
+            if self._owed and wire.header[0] == messages.REPLY:
+                self._owe(-1, -wire.size)
         return batch
+
+    def _owe(self, replies: int, size: int) -> None:
+        self._owed += replies
+        self._owed_bytes += size
 
     def _add_small(self, wire: Wire) -> None:
         self._small.append(wire)
@@ -138,7 +165,7 @@ class Outbox:
         pieces = messages.split(wire, self._next_stream)
         if lane is not None:
             self._lanes.setdefault(lane, deque())
-        self._streams.append(_Stream(pieces, wire.size, lane, self._small_added))
+        self._streams.append(_Stream(pieces, wire.size, lane, self._small_added, wire.header[0] == messages.REPLY))
 
     def _ready_stream(self) -> _Stream | None:
         """The stream whose turn it is, if pieces may leave: none overtakes a small operation queued before it."""
@@ -159,6 +186,8 @@ class Outbox:
     def _end_stream(self, stream: _Stream) -> None:
         self._waiting -= 1
         self._waiting_bytes -= stream.size
+        if stream.reply:
+            self._owe(-1, -stream.size)
         behind = self._lanes.pop(stream.lane, None) if stream.lane is not None else None
         while behind:
             wire = behind.popleft()
@@ -182,3 +211,4 @@ class _Stream(NamedTuple):
     size: int
     lane: Hashable
     after: int  # how many small operations had been queued when it began
+    reply: bool

@@ -18,7 +18,8 @@ from discoro import messages
 from discoro.connections import ANOTHER_KEY, Ended
 from discoro.errors import PeerLost, ProtocolError, Refused, Unreachable
 from discoro.link import PEER_ENDED, Action, Dial, Drop, Introduce, Link, Send, SendGreeting, State, refusal, worth_dialling
-from discoro.messages import Greeting, Operation, Part
+from discoro.messages import Greeting, Operation, Part, Reply
+from discoro.throttle import Throttle
 
 if TYPE_CHECKING:
     from discoro.security import Security
@@ -35,6 +36,7 @@ class Wire(Protocol):
     def dial(self, address: str) -> int: ...
     def send(self, conn: int, parts: Sequence[Part]) -> bool: ...
     def drop(self, conn: int, flush: bool = False) -> None: ...
+    def keep(self, conn: int) -> None: ...
 
 
 class Owner(Protocol):
@@ -65,6 +67,10 @@ class Peers:
         self._timers: dict[Link, asyncio.TimerHandle] = {}
         self._announced: set[Link] = set()  # opened() was called
         self.on_ended: list[Callable[[Link], None]] = []
+        self._rooms: dict[Link, asyncio.Event] = {}  # who waits for room for pieces
+        self._refused = Throttle(log, "refused a greeting")
+        self._not_ours = Throttle(log, "refused a greeting", logging.INFO)  # as other clusters may share the network
+        self._cut_offs = Throttle(log, "cut off")
         self._dirty: dict[Link, None] = {}  # have something to send at the end of this turn
 
     def __repr__(self) -> str:
@@ -115,6 +121,9 @@ class Peers:
         """
         if link.ended:
             raise PeerLost(f"{link!r} has ended: {link.lost_because}")
+        if type(operation) is Reply and not link.outbox.takes_replies():
+            self._loop.call_soon(self._answers_wait, link)
+            return
         link.send(operation, lane)
         if link in self._dirty:
             return
@@ -122,6 +131,13 @@ class Peers:
             self._loop.call_soon(self._flush)
         self._dirty[link] = None
         self._settle(link)
+
+    async def room(self, birth: int) -> None:
+        """Until pieces of blobs may be queued for that process; at once where it is not linked."""
+        link = self._links.get(birth)
+        while link is not None and not link.ended and not link.outbox.takes_pieces():
+            self._rooms.setdefault(link, asyncio.Event())
+            await self._rooms[link].wait()
 
     async def inquire(self, address: str, timeout: float) -> Greeting:
         """Who listens at that address. Raises Unreachable, Refused (another key, cluster, version), TimeoutError."""
@@ -162,6 +178,8 @@ class Peers:
         """End every link in order."""
         for birth in list(self._links):
             self.part(birth, reason)
+        for throttle in (self._refused, self._not_ours, self._cut_offs):
+            throttle.close()
 
     def part(self, birth: int, reason: str) -> None:
         """End the link with that process in order, where there is one."""
@@ -291,7 +309,7 @@ class Peers:
             self._dismiss(connection, messages.encode_gone(theirs.session))
             return
         if link is None:
-            if len(self._links) >= MAX_LINKS:
+            if len(self._links) >= MAX_LINKS and not self._made_room():
                 return self._refuse(connection, "full", f"{self.me.name} has {MAX_LINKS} links and takes no more")
             link = self._new_link(theirs.birth, theirs.addresses)
         before = self._by_connection.get(connection)
@@ -299,8 +317,18 @@ class Peers:
             before.lose(f"{theirs.name}/{theirs.pid} greeted over its connection")
             self._settle(before)
         self._by_connection[connection] = link
+        self.wire.keep(connection)
         link.hello(connection, theirs, self._loop.time())
         self._settle(link)
+
+    def _made_room(self) -> bool:
+        """End the oldest link that nothing ever came over and whose connection is gone: who greets and goes keeps no place."""
+        for link in self._links.values():
+            if link.opened and link.unused and link.state is not State.OPEN:
+                link.lose("it was out of reach, never used, and its place was needed")
+                self._settle(link)
+                return True
+        return False
 
     def _verified(self, mac: bytes, greeting: bytes) -> Greeting:
         if not self._security.verify(greeting, mac):
@@ -314,9 +342,7 @@ class Peers:
 
     def _refuse(self, connection: int, code: str, text: str) -> None:
         """Told to whoever greets; in our own log it is a warning only where somebody means to belong to us."""
-        quiet = code in ("cluster", "stale", "ignored")  # other clusters may share the network
-        level = logging.INFO if quiet else logging.WARNING
-        log.log(level, "! refused a greeting: %s", text)
+        (self._not_ours if code in ("cluster", "stale", "ignored") else self._refused).note(text)
         self._dismiss(connection, messages.encode_refused(code, text))
 
     def _dismiss(self, connection: int, answer: list[Part]) -> None:
@@ -331,12 +357,11 @@ class Peers:
     def _cut(self, connection: int, error: ProtocolError) -> None:
         """A peer broke the protocol: it is told and cut off; a link with it is over, since what it meant is unknown."""
         link = self._by_connection.get(connection)
-        log.warning("! %s broke the protocol: %s", link or f"connection {connection}", error)
         if link is not None:
             self.wire.send(connection, messages.encode_bye(link.peer_session, f"you broke the protocol: {error}"))
-            link.lose(f"it broke the protocol: {error}")
-            self._settle(link)
+            self._cut_off(link, f"it broke the protocol: {error}")
         else:
+            self._cut_offs.note("who has not greeted", f"it broke the protocol: {error}")
             self.wire.drop(connection)
 
     def _torn(self, connection: int, error: messages.Torn) -> None:
@@ -348,6 +373,19 @@ class Peers:
         else:
             link.torn(connection, str(error), self._loop.time())
             self._settle(link)
+
+    def _answers_wait(self, link: Link) -> None:
+        """It asks, and does not take its answers."""
+        if not link.ended:
+            owed = f"{link.outbox.owed} wait for you, which you do not take"
+            if link.connection is not None:
+                self.wire.send(link.connection, messages.encode_bye(link.peer_session, owed))
+            self._cut_off(link, f"it does not take its answers: {link.outbox.owed} waited for it")
+
+    def _cut_off(self, link: Link, why: str) -> None:
+        self._cut_offs.note(link.who, why)
+        link.lose(why)
+        self._settle(link)
 
     # -------------------------------------------------------------- doing what links decide
 
@@ -366,6 +404,8 @@ class Peers:
         while actions := link.actions(self._loop.time()):
             for action in actions:
                 self._perform(link, action)
+        if self._rooms and link in self._rooms and (link.ended or link.outbox.takes_pieces()):
+            self._rooms.pop(link).set()
         if link.ended:
             self._forget(link)
             return

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal that this process gets when the thread that forked it ends
 CHUNK = 64 * 1024  # bytes of output taken at once; what a pipe holds
+DESCRIPTORS = 16_384  # one process with all the links and connections that it may have needs fewer
 TOLD_LIMIT = 64 * 1024  # bytes of the line that a child is told: it fits into an empty pipe, so that telling never waits
 
 
@@ -170,6 +172,23 @@ class Parent(NamedTuple):
             ask_to_end()
         threading.Event().wait(grace)
         os._exit(1)
+
+
+def set_limits() -> None:
+    """As a node or a worker, at its start: as many descriptors as it may need, and no core file, which would hold the key."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # macOS: some hard limits are more than can be had
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def descriptors() -> int:
+    """How many descriptors this process may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
 def child_environment() -> dict[str, str]:

@@ -139,6 +139,12 @@ class Transport:
         if line is not None:
             line.drop(flush)
 
+    def keep(self, conn: int) -> None:
+        """Keep a connection that somebody made to us: without this it is ended after 10 s, or sooner where many wait."""
+        line = self._lines.get(conn)
+        if isinstance(line, Inbound):
+            line.keep()
+
     def probe(self, conn: int) -> None:
         """Look whether a connection still stands; `ended` follows if not. Costs a frame with nothing in it."""
         line = self._lines.get(conn)

@@ -187,3 +187,32 @@ def test_every_kind_of_operation_arrives_as_it_was_sent() -> None:
         low.post(link, operation)
     network.run(1)
     assert high.arrived[high.link(low)] == sent
+
+
+def test_answers_are_counted_while_they_wait_small_and_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other operations are not; what was sent is not any more, whether it was acknowledged or not."""
+    monkeypatch.setattr(rules, "OWED_REPLIES", 3)
+    outbox = Outbox()
+    operations = [Reply(1, True, 0), Message(1, [b"m"]), Reply(2, True, 0, [bytes(messages.MIB)]), Exit(1, "normal", "", ())]
+    for operation in operations:
+        outbox.add(messages.to_wire(operation), None)
+    assert outbox.owed.startswith("2 answers of 10") and outbox.takes_replies()
+    outbox.add(messages.to_wire(Reply(3, True, 0)), None)
+    assert not outbox.takes_replies()
+    taken(outbox)
+    assert outbox.owed == "0 answers of 0 bytes" and outbox.takes_replies()
+
+
+def test_pieces_of_blobs_wait_where_a_peer_takes_none() -> None:
+    outbox = Outbox()
+    for number in range(40):
+        if not outbox.takes_pieces():
+            break
+        outbox.add(messages.to_wire(Reply(number, True, 0, [bytes(messages.MIB)])), None)
+    assert number == rules.PIECES_OWED // messages.MIB
+    taken(outbox)
+    assert not outbox.takes_pieces(), "what has left in part still waits"
+    for _ in range(10):
+        outbox.acknowledge(outbox._number)
+        taken(outbox)
+    assert outbox.takes_pieces()

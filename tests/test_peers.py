@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from discoro import messages
+from discoro import messages, outbox
 from discoro import peers as rooms
 from discoro.connections import Ended
 from discoro.errors import PeerLost, Refused, Unreachable
 from discoro.link import Link, State
-from discoro.messages import Ack, Bye, Data, Gone, Greeting, Hello, Hold, Message, RefusedFrame, Welcome
+from discoro.messages import Ack, Bye, Data, Gone, Greeting, Hello, Hold, Message, RefusedFrame, Reply, Welcome
 from discoro.peers import Peers
 from discoro.security import Security
 from tests.support import moved_clock
@@ -30,6 +30,7 @@ class Recorder:
     def __init__(self) -> None:
         self.sent: list[tuple[int, Any]] = []
         self.dropped: list[int] = []
+        self.kept: list[int] = []
         self.dialled: list[str] = []
         self.told: list[Any] = []
         self.broken = False
@@ -45,6 +46,9 @@ class Recorder:
 
     def drop(self, conn: int, flush: bool = False) -> None:
         self.dropped.append(conn)
+
+    def keep(self, conn: int) -> None:
+        self.kept.append(conn)
 
     def opened(self, link: Link) -> None:
         self.told.append("opened")
@@ -192,6 +196,65 @@ def test_the_number_of_links_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(Unreachable, match="1 links and makes no more"):
             peers.link(0xDD, ["127.0.0.1:3"])
         assert recorder.dialled == []
+
+    with_peers(test)
+
+
+def test_who_greeted_and_went_gives_way_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless something came over its link."""
+    monkeypatch.setattr(rooms, "MAX_LINKS", 2)
+
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        peers.received(1, data(peers, Message(1, (b"a",))))
+        peers.received(2, hello(THEM._replace(session=8, birth=0xCC)))
+        peers.ended(1, Ended.BROKEN, "")
+        peers.ended(2, Ended.BROKEN, "")
+        peers.received(3, hello(THEM._replace(session=9, birth=0xDD)))
+        assert isinstance(recorder.sent[-1][1], Welcome)
+        assert peers.get(0xCC) is None and peers.get(THEM.birth) is not None
+        assert recorder.kept == [1, 2, 3]
+
+    with_peers(test)
+
+
+def test_who_does_not_take_its_answers_is_told_and_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "OWED_REPLIES", 5)
+
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        peers.received(2, hello(THEM._replace(session=8, birth=0xCC)))
+        for birth in (THEM.birth, 0xCC):
+            link = peers.get(birth)
+            assert link is not None
+            for number in range(outbox.WINDOW_FRAMES + 10 if birth == THEM.birth else 10):
+                peers.post(link, Reply(number, True, 0))
+                peers.received(link.connection or 0, data(peers, birth=birth, number=number + 1))  # each leaves at once
+        await asyncio.sleep(1)
+        told = [frame for conn, frame in recorder.sent if conn == 1 and isinstance(frame, Bye)]
+        assert len(told) == 1 and "answers" in told[0].reason and "which you do not take" in told[0].reason
+        assert peers.get(THEM.birth) is None and peers.get(0xCC) is not None
+
+    with_peers(test)
+
+
+def test_who_reads_blobs_waits_until_it_has_taken_some_or_is_gone() -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        link = peers.get(THEM.birth)
+        assert link is not None
+        await peers.room(THEM.birth)
+        await peers.room(0xCC)  # nobody
+        for number in range(60):
+            peers.post(link, Reply(number, True, 0, [bytes(messages.MIB)]))
+        waits = asyncio.ensure_future(peers.room(THEM.birth))
+        await asyncio.sleep(1)
+        assert not waits.done()
+        peers.received(1, [bytes(part) for part in messages.encode_ack(link.session, 10)])
+        await asyncio.sleep(1)
+        assert not waits.done(), "that is little"
+        peers.lose(THEM.birth, "gone")
+        await waits
 
     with_peers(test)
 

@@ -28,7 +28,7 @@ from discoro.errors import ConfigError, PortTaken
 from discoro.finding import BASE_PORT, PORT_RANGE
 from discoro.keyfile import code_of, read_key_file
 from discoro.node import Node, NodeOptions
-from discoro.process import Parent
+from discoro.process import Parent, set_limits
 from discoro.security import Secret, Security
 
 UNAVAILABLE, CONFIG = 69, 78
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s  %(message)s", stream=sys.stderr)
     if options.debug:
         logging.getLogger("discoro").setLevel(logging.DEBUG)
+    set_limits()
     try:
         return asyncio.run(run(options))
     except PortTaken as error:

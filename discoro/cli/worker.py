@@ -19,7 +19,7 @@ from discoro.coro import Coro
 from discoro.errors import DiscoroError
 from discoro.mesh import Mesh
 from discoro.options import Place
-from discoro.process import Parent
+from discoro.process import Parent, set_limits
 from discoro.references import CoroRef
 from discoro.security import Security
 from discoro.server import Computations, Serving, serve
@@ -29,6 +29,7 @@ GRACE = 1.5  # seconds from the end of the pipe to a hard end; as long as a node
 
 def main() -> int:
     """The exit status: 0 after an end in order."""
+    set_limits()
     faulthandler.enable(all_threads=False)  # a crash in C leaves its stack in the output, which the node keeps
     faulthandler.register(signal.SIGUSR1, all_threads=False)  # the node asks where a busy worker stands
     for stream in (sys.stdout, sys.stderr):

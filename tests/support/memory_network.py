@@ -289,6 +289,9 @@ class MemoryTransport:
             wire, end = line
             wire.hang_up(end, flush or end is wire.ends[1])
 
+    def keep(self, conn: int) -> None:
+        """Nothing to do: no connection here is a stranger's."""
+
     def probe(self, conn: int) -> None:
         """Nothing to do: the end of a wire is always told."""
 
