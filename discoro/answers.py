@@ -132,6 +132,7 @@ class Answers:
                 raise ProtocolError("swap without a function, a tuple and a dict")
 
     async def _follow(self, incoming: Incoming, coro: Coro, link: Link | None) -> None:
+        self._exits.check_leaders(coro)
         how = PARENT if incoming.arguments.get("parent") is True else LINKED
         await self._exits.follow(coro, ref_in(incoming, "leader"), how)
         incoming.reply(0)

@@ -217,7 +217,7 @@ class _Origin(Home):
             count(sum(came.values()), blob.size * len(came))
 
         try:
-            with mesh.transfers.offering((), None if count is None else counted) as more:
+            with mesh.transfers.offering((), None if count is None else counted, node.birth) as more:
                 arguments = {**blob._asdict(), "origin": process_of(mesh.me).to_plain(), **more}
                 await mesh.request(process_of(node), "bring", arguments)
             self.had += 1

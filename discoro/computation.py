@@ -223,7 +223,7 @@ class Computation:
         """Ask the server to open the computation, and let it fetch the files; the discoro_server of the worker that did."""
         body = [packed_files(shipped for shipped, _ in files), *code, *call]
         sources = [source for _, source in files]
-        with watching(progress, self.name) as watch, mesh.transfers.offering(sources, watch) as offered:
+        with watching(progress, self.name) as watch, mesh.transfers.offering(sources, watch, server.birth) as offered:
             arguments = self._arguments(name=self.name, cleanup=self._cleanup, files=1, code=len(code), **offered)
             try:
                 answer = await mesh.request(server, "setup", arguments, body)

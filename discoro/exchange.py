@@ -57,6 +57,7 @@ class Around(Protocol):
     ) -> Answer: ...
     def tell(self, to: CoroRef, verb: str, arguments: dict[str, Any], body: Sequence[Part] = ()) -> None: ...
     def process(self, birth: int) -> CoroRef | None: ...
+    async def room(self, birth: int) -> None: ...
 
 
 class Exchange:
@@ -98,7 +99,8 @@ class Exchange:
         async with _limited(f"{source} was not sent to {_name(to)}", timeout):
             found = await asyncio.to_thread(contents, source)
             body = [_packed(found, source)]
-            with watching(progress, source.name) as watch, self._transfers.offering((each for _, each in found), watch) as told:
+            sources = (each for _, each in found)
+            with watching(progress, source.name) as watch, self._transfers.offering(sources, watch, to.birth) as told:
                 number = next(self._numbers)
                 arguments = {"number": number, "dir": below, "overwrite": bool(overwrite), **told}
                 with self._ended_by("withdraw", to, number, also_done=False):
@@ -231,7 +233,7 @@ class Exchange:
         name = _text(incoming, "name")
         found = await asyncio.to_thread(self._here().contents, name)
         body = [_packed(found, name)]
-        offered = sum(count for (birth, _), (count, _) in self._offers.items() if birth == incoming.peer.birth)
+        offered = sum(max(count, 1) for (birth, _), (count, _) in self._offers.items() if birth == incoming.peer.birth)
         if offered + len(found) > OFFERED:
             raise Overloaded(f"{self._around.me.name} offers you {offered} files already: fetch fewer at a time")
         offer = contextlib.ExitStack()

@@ -28,6 +28,7 @@ log = logging.getLogger("discoro.exits")
 KEPT_OUTCOMES = 100_000  # ended coroutines whose outcome can still be asked for: who runs many asks when all are under way
 KEPT_BYTES = 16 * MIB  # and what their values may hold
 KEPT_KEYS = 10_000  # of whatever else is remembered of coroutines that are gone
+MAX_LEADERS = 100_000  # coroutines that one of ours monitors, and follows because others say so: 60 MB
 MAX_SUBSCRIPTIONS = 1000  # channels that one coroutine subscribes to: each is told when it ends
 
 UNHEARD_AFTER = 2.0  # seconds that a program has to ask how a coroutine of its own failed, before the log says it
@@ -218,6 +219,11 @@ class Exits:
             if not followed:
                 self._follows_no_more(follower, leader, how)
             raise
+
+    def check_leaders(self, follower: Coro) -> None:
+        """Overloaded where others may not have it follow one more."""
+        if len(self._observed.get(follower.ref.id, ())) >= MAX_LEADERS:
+            raise Overloaded(f"{follower} follows or monitors {MAX_LEADERS} coroutines, and others may not add to them")
 
     def follows(self, follower: Coro, leader: CoroRef, how: str = LINKED) -> bool:
         """Whether `follower` ends with `leader`."""

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from discoro.errors import DiscoroError, Overloaded
+from discoro.errors import DiscoroError, Overloaded, ProtocolError
 from discoro.link import Link
 from discoro.mailbox import MAILBOX_BYTES, MAILBOX_MESSAGES
 from discoro.messages import Message, Notice, Part, body_size
+from discoro.outbox import QUEUE_BYTES, QUEUE_OPERATIONS
 from discoro.references import CoroRef
 
 log = logging.getLogger("discoro.holding")
 
 HELD_MESSAGES = MAILBOX_MESSAGES  # as many again wait at each sender as a mailbox takes
 HELD_BYTES = MAILBOX_BYTES
+MAX_FULL = 10_000  # mailboxes that one peer says are full: so many full ones take 100 GB there
+# What still comes for a mailbox from a peer that was told that it is full: no more than was queued there before, or under way.
+OVERRUN_MESSAGES = 2 * QUEUE_OPERATIONS
+OVERRUN_BYTES = 2 * QUEUE_BYTES  # and one message, which may be larger
 
 Key = tuple[int, int]  # birth and coro-id
 
@@ -42,13 +47,23 @@ class _Queue:
         self.size = 0
 
 
+class _Overrun:
+    """What came over one link for a mailbox here since that link was told that it is full."""
+
+    __slots__ = ("messages", "size")
+
+    def __init__(self) -> None:
+        self.messages = self.size = 0
+
+
 class Holding:
     """All full mailboxes that concern one process."""
 
     def __init__(self) -> None:
         self._queues: dict[Key, _Queue] = {}  # for mailboxes elsewhere that are full
         self._rooms: dict[Key, dict[asyncio.Future[None], None]] = {}  # who waits for a mailbox to have room
-        self._told: dict[int, set[Link]] = {}  # links that were told that a mailbox of ours is full
+        self._full: Counter[int] = Counter()  # how many of them each peer said
+        self._told: dict[int, dict[Link, _Overrun]] = {}  # links that were told that a mailbox of ours is full
 
     def __len__(self) -> int:
         return len(self._queues) + len(self._rooms) + len(self._told)
@@ -59,8 +74,13 @@ class Holding:
         return (to.birth, to.id) in self._queues
 
     def full(self, key: Key) -> None:
-        """It was announced as full."""
-        self._queues.setdefault(key, _Queue())
+        """It was announced as full. ProtocolError where that peer says so of more than it can have."""
+        if key in self._queues:
+            return
+        if self._full[key[0]] >= MAX_FULL:
+            raise ProtocolError(f"more than {MAX_FULL} full mailboxes")
+        self._full[key[0]] += 1
+        self._queues[key] = _Queue()
 
     def take(self, to: CoroRef, body: Sequence[Part], lane: int) -> bool:
         """Keep a message for a mailbox that is full; False where it is not.
@@ -90,15 +110,23 @@ class Holding:
         for room in self._rooms.pop(key, ()):
             if not room.done():
                 room.set_result(None)
-        queue = self._queues.pop(key, None)
+        queue = self._removed(key)
         return queue.waiting if queue is not None else ()
+
+    def _removed(self, key: Key) -> _Queue | None:
+        queue = self._queues.pop(key, None)
+        if queue is not None:
+            self._full[key[0]] -= 1
+            if not self._full[key[0]]:
+                del self._full[key[0]]
+        return queue
 
     def gone(self, key: Key, error: DiscoroError) -> int:
         """Its coroutine is gone: who waited for room is told; how many messages were lost with it."""
         for room in self._rooms.pop(key, ()):
             if not room.done():
                 room.set_exception(error)
-        queue = self._queues.pop(key, None)
+        queue = self._removed(key)
         lost = sum(isinstance(each.operation, Message) for each in queue.waiting) if queue is not None else 0
         if lost:
             log.warning("! %d messages that waited for room were not sent: %s", lost, error)
@@ -121,19 +149,30 @@ class Holding:
 
     def tell_full(self, coro_id: int, link: Link) -> bool:
         """Whether that link still has to be told that a mailbox of ours is full."""
-        told = self._told.setdefault(coro_id, set())
+        told = self._told.setdefault(coro_id, {})
         if link in told:
             return False
-        told.add(link)
+        told[link] = _Overrun()
         return True
 
-    def told_full(self, coro_id: int) -> set[Link]:
+    def overruns(self, coro_id: int, link: Link, size: int) -> bool:
+        """Whether one more message of that size, for a mailbox of ours that is full, is more than an honest peer sends."""
+        overrun = self._told.get(coro_id, {}).get(link)
+        if overrun is None:
+            return False
+        if overrun.messages >= OVERRUN_MESSAGES or overrun.size >= OVERRUN_BYTES:
+            return True
+        overrun.messages += 1
+        overrun.size += size
+        return False
+
+    def told_full(self, coro_id: int) -> list[Link]:
         """The links that were told, which are told no more after this."""
-        return self._told.pop(coro_id, set())
+        return list(self._told.pop(coro_id, ()))
 
     def link_lost(self, link: Link, error: DiscoroError) -> int:
         """A peer is lost; how many messages were lost with it."""
         for told in self._told.values():
-            told.discard(link)
+            told.pop(link, None)
         keys = [key for key in {*self._queues, *self._rooms} if key[0] == link.birth]
         return sum(self.gone(key, error) for key in keys)

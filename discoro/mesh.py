@@ -31,13 +31,13 @@ from discoro.answers import Answers, Handler
 from discoro.coro import Coro, host_here, sender
 from discoro.directory import ClientDirectory
 from discoro.driving import check_coroutine
-from discoro.errors import DiscoroError, NoSuchCoro, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
+from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
 from discoro.exchange import Exchange, directory_at_peer, name_at_peer, process_meant
 from discoro.exits import Exits
 from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, KEY_STEP, Finding, whereabouts, with_port
 from discoro.interfaces import interfaces, refuse_public
 from discoro.introducing import Introducing
-from discoro.link import PEER_ENDED, Link, State
+from discoro.link import Link, State
 from discoro.local import local_node
 from discoro.mailbox import Question
 from discoro.messages import Exit, Greeting, Hold, Message, Notice, Part, Reply, Request
@@ -49,7 +49,7 @@ from discoro.presence import Peer, Presence
 from discoro.progress import Count
 from discoro.references import CoroRef, Handle, current_host
 from discoro.rekeying import Rekeying
-from discoro.requests import Answer, Incoming, Requests
+from discoro.requests import Answer, Incoming, Requests, UnderWay
 from discoro.security import Security
 from discoro.sending import Sending, lane_here
 from discoro.store import Store
@@ -83,6 +83,7 @@ class Mesh:
         self._coros: dict[int, Coro] = {}
         self._ids = itertools.count(1)
         self._requests = Requests()
+        self._under_way = UnderWay()
         self._dead: OrderedDict[int, DiscoroError] = OrderedDict()  # births known to be gone, and how
         self._closing = False
         self.lost_operations = 0  # of lost links: unacknowledged, so that nobody knows whether they arrived
@@ -333,6 +334,10 @@ class Mesh:
         link = self._peers.get(birth)
         return process_of(link.peer) if link is not None and link.peer is not None else None
 
+    async def room(self, birth: int) -> None:
+        """Until pieces of blobs may be queued for that process."""
+        await self._peers.room(birth)
+
     async def link_ended(self, birth: int) -> None:
         """Until the link with that process has ended; at once where there is none."""
         gone = asyncio.get_running_loop().create_future()
@@ -541,8 +546,8 @@ class Mesh:
             if coro.service is not None:
                 coro.service.on_peer_lost(link.birth)
         if link.peer is not None:
-            for other in self._peers:
-                if link.peer.role == "node" and other.peer is not None and other.peer.node == link.peer.node:
+            for other in self._peers if link.peer.role == "node" else ():
+                if other.peer is not None and other.peer.node == link.peer.node:
                     other.awaits_word = False  # nobody is left to say it
             for tell in list(self.on_peer_lost):
                 tell(link.peer, str(error))
@@ -556,7 +561,7 @@ class Mesh:
 
     def _say_lost(self, link: Link, who: str, error: DiscoroError) -> None:
         said_elsewhere = link.state is State.CLOSED or isinstance(error, WorkerLost) or not link.opened
-        left_at_once = link.lost_because == PEER_ENDED and link.unused  # a program that ended while it was greeted
+        left_at_once = link.unused  # a program that ended while it was greeted; or one that greets and goes, a thousand times
         level = logging.INFO if said_elsewhere or left_at_once or self._closing or self.me.role == "worker" else logging.WARNING
         log.log(level, "= %s", error)
         others_wish = self._introducing.only_reaching(link.birth)
@@ -751,7 +756,14 @@ class Mesh:
                 self._peers.post(link, Reply(request.id, ok, value, body))
 
         incoming = Incoming(link.peer, request.coro, request.verb, request.arguments, request.body, answer)
+        try:
+            self._under_way.check(link.birth)
+        except Overloaded as error:
+            incoming.fail(error)
+            return
         self._answers.dispatch(incoming, link)
+        if not incoming.answered:
+            self._under_way.add(incoming)
 
     def _on_meet(self, incoming: Incoming) -> None:
         if self.finding is not None:

@@ -162,14 +162,14 @@ class Piece(NamedTuple):
 Operation = Message | Request | Reply | Exit | Hold | Notice
 Frame = Hello | Welcome | RefusedFrame | Data | Ack | Bye | Gone
 
-_MESSAGE, _REQUEST, _REPLY, _EXIT, _PIECE, _HOLD, _NOTICE = 1, 2, 3, 4, 5, 6, 7
+_MESSAGE, _REQUEST, REPLY, _EXIT, _PIECE, _HOLD, _NOTICE = 1, 2, 3, 4, 5, 6, 7
 _HELLO, _WELCOME, _REFUSED, _DATA, _ACK, _BYE, _GONE, _SEAL = 1, 2, 3, 4, 5, 6, 7, 8
 _OPERATIONS: dict[int, type[Any]] = {
-    **{_MESSAGE: Message, _REQUEST: Request, _REPLY: Reply},
+    **{_MESSAGE: Message, _REQUEST: Request, REPLY: Reply},
     **{_EXIT: Exit, _HOLD: Hold, _NOTICE: Notice},
 }
 _KIND = {kind: number for number, kind in _OPERATIONS.items()}
-_WITH_BODY = {_MESSAGE, _REQUEST, _REPLY, _EXIT}
+_WITH_BODY = {_MESSAGE, _REQUEST, REPLY, _EXIT}
 
 
 # ------------------------------------------------------------------ out
@@ -617,7 +617,7 @@ _SHAPES: dict[int, tuple[type[Any], Sequence[Any]]] = {
 _CHECKS: dict[int, Sequence[Any]] = {
     _MESSAGE: (_u64, _anything),
     _REQUEST: (_u64, _u64, _name, _arguments, _anything),
-    _REPLY: (_u64, _bool, _anything, _anything),
+    REPLY: (_u64, _bool, _anything, _anything),
     _EXIT: (_u64, _name, _text, _anything),
     _HOLD: (_u64, _bool),
     _NOTICE: (_u64, _u64, _bool),

@@ -13,9 +13,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from discoro import payload
-from discoro.errors import DiscoroError, PeerLost, ProtocolError, from_wire, to_wire
-from discoro.messages import Greeting, Part
+from discoro import messages, payload
+from discoro.errors import DiscoroError, Overloaded, PeerLost, ProtocolError, from_wire, to_wire
+from discoro.messages import MAX_MESSAGE, Greeting, Part
+
+MAX_UNDER_WAY = 100_000  # requests of one peer that wait for their answers: as many as operations wait to be sent
+UNDER_WAY_BYTES = MAX_MESSAGE  # and what they hold: as much as one message may
+ARGUMENTS_WEIGH = 32  # times their packed bytes: an empty list is one byte there, and 64 here
 
 log = logging.getLogger("discoro.requests")
 
@@ -38,22 +42,65 @@ class Incoming:
     body: Sequence[Part]
     answer: Callable[[bool, Any, Sequence[Part]], None]
     answered: bool = False
+    place: Place | None = None  # among those of its peer that wait
 
     def reply(self, value: Any = None, body: Sequence[Part] = ()) -> None:
         if not self.answered:
             self.answer(True, value, body)
             self.answered = True  # not before: where the answer cannot travel, the error that says so is the answer
+            self.place = None
 
     def fail(self, error: BaseException) -> None:
         """Answer with an error; the cause of one of ours travels along."""
         if self.answered:
             return
         self.answered = True
+        self.place = None
         if isinstance(error, DiscoroError):
             self.answer(False, list(to_wire(error)), _packed_cause(error))
         else:
             log.error("! a bug while answering %s", self.verb, exc_info=error)
             self.answer(False, ["RemoteError", f"a bug in discoro at {self.verb}: {error!r}"], ())
+
+
+class Place:
+    """What one request takes of what its peer may have under way, for as long as this lives."""
+
+    __slots__ = ("_birth", "_loads", "_size")
+
+    def __init__(self, loads: dict[int, tuple[int, int]], birth: int, size: int) -> None:
+        self._loads, self._birth, self._size = loads, birth, size
+        self._add(1, size)
+
+    def __del__(self) -> None:
+        self._add(-1, -self._size)
+
+    def _add(self, count: int, size: int) -> None:
+        before = self._loads.get(self._birth, (0, 0))
+        self._loads[self._birth] = before[0] + count, before[1] + size
+        if not before[0] + count:
+            del self._loads[self._birth]
+
+
+class UnderWay:
+    """The requests of others that were not answered at once; one that nobody will answer counts until it is forgotten."""
+
+    def __init__(self) -> None:
+        self._loads: dict[int, tuple[int, int]] = {}  # by birth: how many, and what they hold
+
+    def __len__(self) -> int:
+        return sum(count for count, _ in self._loads.values())
+
+    def check(self, birth: int) -> None:
+        """Overloaded where that peer has as many under way as it may."""
+        count, size = self._loads.get(birth, (0, 0))
+        if count >= MAX_UNDER_WAY or size >= UNDER_WAY_BYTES:
+            raise Overloaded(f"{count} requests of yours, with {size} bytes, wait here for their answers: ask less at a time")
+
+    def add(self, incoming: Incoming) -> None:
+        """It waits for its answer."""
+        size = messages.body_size(incoming.body) + ARGUMENTS_WEIGH * len(messages.pack(incoming.arguments))
+        incoming.place = Place(self._loads, incoming.peer.birth, size)
 
 
 class Service:

@@ -156,10 +156,18 @@ class Sending:
                 self.lost_messages += 1
                 log.warning("! a message of %s for %s (%s) is lost: %s", link.who, coro.name, coro, error)
         else:
-            self.put(link, coro, body)
+            try:
+                self.put(link, coro, body)
+            except Overloaded as error:
+                raise ProtocolError(str(error)) from None
 
     def put(self, link: Link | None, coro: Coro, body: Sequence[Part], question: Question | None = None) -> None:
-        """Into the mailbox; the link over which it became full, or was filled further, is told."""
+        """Into the mailbox; the link over which it became full, or was filled further, is told.
+
+        Overloaded where that link was told long ago, and goes on all the same.
+        """
+        if coro.held and link is not None and self.holding.overruns(coro.ref.id, link, sum(map(len, body))):
+            raise Overloaded(f"the mailbox of {coro} is full, which was told, and messages for it still come")
         coro.accept(body, packed=True, question=question)
         if coro.mailbox.full:
             coro.held = True

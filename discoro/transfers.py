@@ -54,6 +54,7 @@ class Around(Protocol):
     ) -> Answer: ...
     def tell(self, to: CoroRef, verb: str, arguments: dict[str, Any], body: Sequence[Part] = ()) -> None: ...
     def process(self, birth: int) -> CoroRef | None: ...
+    async def room(self, birth: int) -> None: ...
 
 
 @dataclass(eq=False)
@@ -88,10 +89,11 @@ class Transfers:
         self._flights: dict[Blob, _Flight] = {}
         self._plans: OrderedDict[Blob, Copies] = OrderedDict()
         self._asking: dict[tuple[Blob, int], Incoming] = {}  # nodes that wait to be told whom to pull from
-        self._watching: dict[int, Count] = {}
+        self._watching: dict[int, tuple[int, Count]] = {}  # and the birth that was asked
         self._numbers = itertools.count(1)
         self._bringing: dict[tuple[int, Blob], set[asyncio.Task[Any]]] = {}  # what is being brought, by the birth that asked
         self._reads = weakref.WeakValueDictionary[int, asyncio.Semaphore]()  # by the birth that is asked
+        self._served = weakref.WeakValueDictionary[int, asyncio.Semaphore]()  # by the birth that asks
         self._at_disk = asyncio.Semaphore(AT_DISK), asyncio.Semaphore(AT_DISK)  # to read, and to write
         self.handlers: dict[str, Handler] = {
             "read": self._on_read,
@@ -125,16 +127,16 @@ class Transfers:
     # -------------------------------------------------------------- offering
 
     @contextlib.contextmanager
-    def offering(self, sources: Iterable[Source], watch: Count | None = None) -> Iterator[dict[str, int]]:
+    def offering(self, sources: Iterable[Source], watch: Count | None = None, asked: int = 0) -> Iterator[dict[str, int]]:
         """These files can be read by others in this block; what it gives goes into the arguments of the request that says so.
 
-        `watch` is called with the bytes that have come there and the bytes in all, as the other side says.
+        `watch` is called with the bytes that have come there and the bytes in all, as the process of the birth `asked` says.
         """
         offered, number = list(sources), next(self._numbers)
         for source in offered:
             self._offered.setdefault(source.blob, []).append(source)
         if watch is not None:
-            self._watching[number] = watch
+            self._watching[number] = asked, watch
         try:
             yield {"progress": number} if watch is not None else {}
         finally:
@@ -156,11 +158,21 @@ class Transfers:
         blob, index = _blob_in(incoming), incoming.arguments.get("piece")
         if type(index) is not int or not 0 <= index < blob.pieces:
             raise ProtocolError(f"file {blob.digest:.12} has no piece {index!r:.20}")
-        source = self._source(blob)
-        async with self._at_disk[0]:
-            data = await _done(blob.length(index), source.read_piece, index)
-        view = memoryview(data)  # in parts that travel as they are: whole, they would be put together over there
-        incoming.reply(0, [view[at : at + PIECE_SIZE] for at in range(0, len(view), PIECE_SIZE)])
+        async with self._of(self._served, incoming.peer.birth, AT_DISK):  # who takes nothing has only its own reads wait
+            await self._around.room(incoming.peer.birth)
+            source = self._source(blob)
+            async with self._at_disk[0]:
+                data = await _done(blob.length(index), source.read_piece, index)
+            view = memoryview(data)  # in parts that travel as they are: whole, they would be put together over there
+            incoming.reply(0, [view[at : at + PIECE_SIZE] for at in range(0, len(view), PIECE_SIZE)])
+
+    @staticmethod
+    def _of(each: weakref.WeakValueDictionary[int, asyncio.Semaphore], birth: int, places: int) -> asyncio.Semaphore:
+        """The places that one process has there."""
+        semaphore = each.get(birth)
+        if semaphore is None:
+            semaphore = each[birth] = asyncio.Semaphore(places)
+        return semaphore
 
     # -------------------------------------------------------------- fetching
 
@@ -241,7 +253,7 @@ class Transfers:
 
     async def _bring(self, flight: _Flight, blob: Blob, origin: CoroRef) -> None:
         if self._node is not None:
-            with self.offering((), flight.count if blob.pieces > 1 else None) as told:
+            with self.offering((), flight.count if blob.pieces > 1 else None, self._node.birth) as told:
                 await self._around.request(self._node, "bring", {**_named(blob), "origin": origin.to_plain(), **told})
         elif self._around.me.role == "node" and blob.size >= SHARED:
             await self._bring_shared(flight, blob, origin)
@@ -286,16 +298,10 @@ class Transfers:
             raise
         self.store.finish(receiving)
 
-    def _reads_from(self, source: CoroRef) -> asyncio.Semaphore:
-        reads = self._reads.get(source.birth)
-        if reads is None:
-            reads = self._reads[source.birth] = asyncio.Semaphore(READS)
-        return reads
-
     async def _read(self, receiving: Receiving, index: int, source: CoroRef) -> None:
         blob, came = receiving.blob, False
         try:
-            async with self._reads_from(source):
+            async with self._of(self._reads, source.birth, READS):
                 answer = await self._around.request(source, "read", {**_named(blob), "piece": index})
                 receiving.check(index, answer.body)
                 async with self._at_disk[1]:
@@ -338,11 +344,11 @@ class Transfers:
     def _on_progress(self, incoming: Incoming) -> None:
         match incoming.arguments:
             case {"number": int(number), "done": int(done), "total": int(total)}:
-                watch = self._watching.get(number)
+                asked, watch = self._watching.get(number, (0, None))
             case _:
                 raise ProtocolError("progress without number, done and total")
         incoming.reply(0)
-        if watch is not None:
+        if watch is not None and asked == incoming.peer.birth:
             watch(done, total)
 
     # -------------------------------------------------------------- a node, for its workers
@@ -371,6 +377,8 @@ class Transfers:
             tasks.remove(task)
             if not tasks:
                 del self._bringing[birth, blob]
+                if not self.store.has(blob):  # which nobody keeps then: names of blobs cost nothing
+                    self.store.release(birth, [blob])
 
     def _on_release(self, incoming: Incoming) -> None:
         """All that was brought for the asker is not needed by it any more, or what its body lists."""

@@ -11,7 +11,7 @@ import pytest
 
 from discoro import exits as rooms
 from discoro import payload
-from discoro.errors import CoroEnded, NoSuchCoro, PeerLost, Timeout, WorkerLost
+from discoro.errors import CoroEnded, NoSuchCoro, Overloaded, PeerLost, Timeout, WorkerLost
 from discoro.exits import Exits
 from discoro.messages import Exit
 from discoro.outcomes import Outcome
@@ -202,6 +202,20 @@ class Compared(Observer):
 
     def stop(self, reason: str, why: str) -> None:
         self.notices.append(reason)
+
+
+def test_others_have_one_of_ours_follow_so_many_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "MAX_LEADERS", 3)
+
+    async def test(exits: Exits, around: Around) -> None:
+        follower: Any = Compared(100)
+        for number in range(3):
+            exits.check_leaders(follower)
+            exits.follow_here(follower, CoroRef("", 0, 0xBB, number, ""), "linked")
+        with pytest.raises(Overloaded, match="monitors 3 coroutines, and others may not add"):
+            exits.check_leaders(follower)
+
+    with_exits(test)
 
 
 def test_the_many_who_monitor_or_follow_one_are_not_gone_through_for_each() -> None:

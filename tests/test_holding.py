@@ -9,7 +9,7 @@ import pytest
 
 from discoro import holding as rooms
 from discoro import messages
-from discoro.errors import Overloaded, PeerLost, TooLarge
+from discoro.errors import Overloaded, PeerLost, ProtocolError, TooLarge
 from discoro.holding import Holding
 from discoro.messages import Message, Notice
 from discoro.references import CoroRef
@@ -112,8 +112,8 @@ def test_each_link_is_told_once_that_a_mailbox_is_full() -> None:
     holding, first, second, lost = Holding(), link(1), link(2), link(3)
     assert [holding.tell_full(7, each) for each in (first, second, first, lost)] == [True, True, False, True]
     holding.link_lost(lost, PeerLost("gone"))
-    assert holding.told_full(7) == {first, second}
-    assert holding.told_full(7) == set()
+    assert holding.told_full(7) == [first, second]
+    assert holding.told_full(7) == []
 
 
 def test_the_notice_of_a_coroutine_waits_behind_its_own_messages_only() -> None:
@@ -129,3 +129,30 @@ def test_the_notice_of_a_coroutine_waits_behind_its_own_messages_only() -> None:
     holding.take(REF, [b"m"], lane=5)
     holding.defer(REF.birth, 5)
     assert holding.gone(KEY, PeerLost("cut")) == 1  # a notice is no message
+
+
+def test_one_peer_says_of_so_many_mailboxes_that_they_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "MAX_FULL", 2)
+    holding = Holding()
+    for coro_id in (1, 2, 2):
+        holding.full((REF.birth, coro_id))
+    with pytest.raises(ProtocolError, match="more than 2 full mailboxes"):
+        holding.full((REF.birth, 3))
+    holding.full((0xBB, 3))
+    holding.opened((REF.birth, 1))
+    holding.full((REF.birth, 3))
+    holding.link_lost(link(), PeerLost("gone"))
+    for coro_id in (4, 5):
+        holding.full((REF.birth, coro_id))
+
+
+@pytest.mark.parametrize(("limit", "value"), [("OVERRUN_MESSAGES", 3), ("OVERRUN_BYTES", 30)])
+def test_a_peer_that_was_told_sends_no_more_than_was_under_way(limit: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, limit, value)
+    holding, one, other = Holding(), link(), link(0xBB)
+    assert not holding.overruns(7, one, 1000), "it was not told yet"
+    assert holding.tell_full(7, one) and holding.tell_full(7, other)
+    assert [holding.overruns(7, one, 10) for _ in range(4)] == [False] * 3 + [True]
+    assert not holding.overruns(7, other, 10)
+    assert holding.told_full(7) == [one, other]
+    assert not holding.overruns(7, one, 10), "there was room again"

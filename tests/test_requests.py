@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from discoro import payload
-from discoro.errors import DiscoroError, NotSetUp, PeerLost, ProtocolError, RemoteError, SetupFailed, TooLarge
+from discoro import requests as rooms
+from discoro.errors import DiscoroError, NotSetUp, Overloaded, PeerLost, ProtocolError, RemoteError, SetupFailed, TooLarge
 from discoro.messages import Greeting
-from discoro.requests import Answer, Incoming, Requests, answering
+from discoro.requests import Answer, Incoming, Requests, UnderWay, answering
 
 PEER = Greeting("00000000000000aa", 1, 0xAA, "ada", "client", "default", "3.11", "0", ())
 
@@ -152,3 +153,32 @@ def test_a_request_given_up_is_answered_before_it_ends() -> None:
     [(ok, (name, _), _)] = asyncio.run(test())
     assert (ok, name) == (False, "PeerLost")
     assert issubclass(PeerLost, DiscoroError)
+
+
+def test_so_many_requests_of_one_peer_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is answered makes room for another, and so does one that nobody will answer."""
+    monkeypatch.setattr(rooms, "MAX_UNDER_WAY", 2)
+    under_way, answers = UnderWay(), list[Any]()
+    waiting = [incoming(answers), incoming(answers)]
+    for each in waiting:
+        under_way.check(PEER.birth)
+        under_way.add(each)
+    with pytest.raises(Overloaded, match="2 requests of yours, with .* wait here"):
+        under_way.check(PEER.birth)
+    under_way.check(0xBB)
+    waiting[0].reply(0)
+    under_way.check(PEER.birth)
+    under_way.add(incoming(answers))  # and forgotten
+    assert len(under_way) == 1
+    waiting.pop().fail(PeerLost("gone"))
+    assert len(under_way) == 0
+
+
+def test_what_waiting_requests_hold_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their bodies, and their arguments, which take more here than they did on the way."""
+    monkeypatch.setattr(rooms, "UNDER_WAY_BYTES", 4000)
+    for large in (Incoming(PEER, 0, "x", {}, [bytes(4000)], print), Incoming(PEER, 0, "x", {"a": [[]] * 200}, (), print)):
+        under_way = UnderWay()
+        under_way.add(large)
+        with pytest.raises(Overloaded):
+            under_way.check(PEER.birth)

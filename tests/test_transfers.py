@@ -187,12 +187,24 @@ def test_who_watches_is_told_how_far_it_is_and_at_the_end_that_all_is_there(tmp_
     async def test(pair: Pair) -> None:
         told: list[tuple[int, int]] = []
         (one, first), (other, second) = pair.file(BYTES), pair.file(b"small", "small")
-        with pair.has.transfers.offering([first, second], lambda *news: told.append(news)) as offered:
+        asked = pair.wants.me.birth
+        with pair.has.transfers.offering([first, second], lambda *news: told.append(news), asked) as offered:
             await pair.wants.transfers.get_all([one, other], pair.origin, offered["progress"])
             total = len(BYTES) + 5
             await until(lambda: (total, total) in told)
         assert told[0] == (0, total)
         assert told == sorted(told)
+
+    with_two(tmp_path, test)
+
+
+def test_only_the_process_that_was_asked_tells_how_far_it_is(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        told: list[tuple[int, int]] = []
+        for asked in (pair.wants.me.birth + 1, pair.wants.me.birth):
+            with pair.has.transfers.offering([], lambda *news: told.append(news), asked) as offered:
+                await pair.ask("progress", number=offered["progress"], done=asked, total=asked)
+        assert told == [(pair.wants.me.birth, pair.wants.me.birth)]
 
     with_two(tmp_path, test)
 
