@@ -35,7 +35,7 @@ CODE_LENGTH = 30  # characters of 5 bits: 128 of the key, 22 that show a typing 
 CODE_GROUP = 5
 CHECK_BITS = 5 * CODE_LENGTH - 8 * KEY_BYTES
 
-OTHERWISE = "Or name another file with --key-file (DISCORO_KEY_FILE), use --secret-file, or --open for no key."
+OTHERWISE = "Or name another file with --key-file (DISCORO_KEY_FILE), use --secret or --secret-file, or --open for no key."
 
 
 @dataclass(frozen=True, repr=False)

@@ -21,10 +21,12 @@ import pytest
 from discoro.finding import PORT_RANGE
 from discoro.keyfile import KeyFile, key_of_code, read_key_file, write_key_file
 from tests.support.commands import Command, Machines, NodeCommand
+from tests.support.netns import needs_namespaces
 
 pytestmark = [pytest.mark.system]
 
 KEEP = 6.0  # seconds for which both keys are accepted; a process notices within 2
+KEY, NEXT = bytes(range(16)), bytes(range(16, 32))
 NOTICED = 20.0  # seconds until something has failed
 
 # Sends numbers to a coroutine on a worker of the node, which sends each back; says what came back so far whenever it is asked.
@@ -188,3 +190,20 @@ def test_a_machine_that_made_its_own_key_joins_without_a_restart(cluster: Cluste
     cluster.discoro("join", key_file=cluster.key, code=code)
     cluster.until_said("another cluster key")
     assert cluster.visit(other) == "42"
+
+
+FOUND_BY_MDNS = VISITOR.replace("mdns=False, peers=[NODE], ", "")
+
+
+@needs_namespaces
+def test_a_new_machine_finds_by_mdns_a_node_whose_key_is_being_changed(tmp_path: Path) -> None:
+    """It was given the new code and never had the old one: the node's own port refuses it, its second door does not."""
+    old, new = tmp_path / "old" / "cluster.key", tmp_path / "new" / "cluster.key"
+    write_key_file(old, KeyFile(KEY, NEXT, time.time() + 1000))
+    write_key_file(new, KeyFile(NEXT))
+    with Machines(tmp_path, ["a", "b"]) as machines:
+        machines.node("a", "-c", "1", key_file=old)
+        visitor = machines.program("b", FOUND_BY_MDNS, key_file=new)
+        assert visitor.event(NOTICED) == ("got", 42)
+        visitor.succeed(NOTICED)
+        assert "another cluster key" not in visitor.output
