@@ -152,12 +152,14 @@ class Victim:
 class RawPeer:
     """A DEALER in the hands of a test: it sends whatever frames it is told to, over each of its connections in turn."""
 
-    def __init__(self, door: Address, security: Security, connections: int = 1) -> None:
+    def __init__(self, door: Address, security: Security, connections: int = 1, stubborn: bool = False) -> None:
+        """`stubborn`: it tries again where it was cut off; else what ends, ends, and `send` waits for ever then."""
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
-        self._socket.reconnect_ivl = -1  # what ends, ends
+        if not stubborn:
+            self._socket.reconnect_ivl = -1
         self._security = security
         security.secure_client(self._socket)
         self._socket.connect(f"tcp://{door[0]}:{door[1]}")

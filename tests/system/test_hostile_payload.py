@@ -142,7 +142,7 @@ def everything(bomb: bytes, macs: list[bytes]) -> Iterator[list[bytes]]:
 
 def locked_out(door: Address, security: Security, frames: Iterator[list[bytes]]) -> None:
     """Send frames that wait for a handshake that never succeeds."""
-    with RawPeer(door, security) as peer:
+    with RawPeer(door, security, stubborn=True) as peer:
         for parts in frames:
             peer.send(*parts)
         assert peer.next(0.5) is None
