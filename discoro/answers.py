@@ -154,5 +154,5 @@ def ref_in(incoming: Incoming, key: str) -> CoroRef:
     """The reference among the arguments; ProtocolError where there is none."""
     try:
         return CoroRef.from_plain(incoming.arguments.get(key))
-    except ValueError:
+    except ProtocolError:
         raise ProtocolError(f"{incoming.verb} without a reference") from None

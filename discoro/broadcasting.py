@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import logging
 import mmap
+import os
 import struct
 import threading
 import weakref
@@ -344,4 +345,6 @@ def parts_of(blob: memoryview) -> list[memoryview]:
 def mapped(path: Path) -> memoryview:
     """The file as memory that nobody can write to; it lasts as long as what looks into it. OSError."""
     with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return memoryview(b"")  # which cannot be mapped
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -82,7 +82,7 @@ class Channel(Served):
         try:
             with self._withdrawn(mesh, number, timeout):
                 limit = None if timeout is None else timeout + COUNT_GRACE
-                return int(checked(await self._ask("deliver", {"id": number, "n": n}, body, limit)).value)
+                return checked(await self._ask("deliver", {"id": number, "n": n}, body, limit)).number
         except Timeout as error:
             raise Timeout(f"{self}: after {timeout or 0:g} s {error}") from None
 
@@ -111,7 +111,7 @@ class Channel(Served):
         Raises NoSuchCoro where the channel has ended, Timeout, PeerLost, WorkerLost, Unreachable, ConfigError.
         """
         ref = _subscriber(subscriber)
-        return int((await self._ask("unsubscribe", {"subscriber": ref.to_plain()}, timeout=timeout)).value)
+        return (await self._ask("unsubscribe", {"subscriber": ref.to_plain()}, timeout=timeout)).number
 
     async def set_transform(self, transform: Transform | None) -> int:
         """Use another transform, or none, for messages from now on. Returns 0. Raises ConfigError, NoSuchCoro, PackError."""
@@ -119,7 +119,7 @@ class Channel(Served):
         if home is not None:
             home.transform = _plain(transform)
             return 0
-        return int((await self._ask("transform", {}, payload.pack(_plain(transform)))).value)
+        return (await self._ask("transform", {}, payload.pack(_plain(transform)))).number
 
 
 def _plain(transform: Any) -> Transform | None:

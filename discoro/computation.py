@@ -26,6 +26,7 @@ from discoro.errors import (
     PackagesMissing,
     PackError,
     PeerLost,
+    ProtocolError,
     Timeout,
     Unreachable,
     WorkerLost,
@@ -231,7 +232,10 @@ class Computation:
                 self._there.pop(server, None)
                 mesh.ask_later(server, "close", self._arguments(timeout=GIVE_UP_TIMEOUT))
                 raise
-        return CoroRef.from_plain(answer.value["worker"])
+        match answer.value:
+            case {"worker": worker}:
+                return CoroRef.from_plain(worker)
+        raise ProtocolError(f"an answer to setup that names no worker: {answer.value!r:.80}")
 
     async def _extend(self, mesh: Mesh, server: CoroRef, there: _There, new: Referred) -> None:
         """Have the worker get the modules that are needed besides."""

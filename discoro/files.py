@@ -40,7 +40,7 @@ class Shipped(NamedTuple):
     executable: bool
 
     def to_plain(self) -> list[Any]:
-        """The file as plain values; `checked_files` reads a list of them."""
+        """The file as plain values; `unpacked_files` reads a list of them."""
         return [self.name, self.blob.digest, self.blob.size, self.executable]
 
 
@@ -62,15 +62,8 @@ def packed_files(files: Iterable[Shipped]) -> bytes:
 
 def unpacked_files(part: Part) -> list[Shipped]:
     """The list that `packed_files` made; ProtocolError for what is none, or has a name that leaves its directory."""
-    return checked_files(messages.unpack(part, MAX_LIST))
-
-
-def checked_files(values: Any) -> list[Shipped]:
-    """The files that a peer lists; ProtocolError for a list that is none, or a name that leaves its directory."""
-    if not isinstance(values, list) or len(values) > MAX_FILES:
-        raise ProtocolError(f"not a list of at most {MAX_FILES} files")
     files = []
-    for each in values:
+    for each in messages.unpack_rows(part, MAX_LIST, MAX_FILES, 4):
         match each:
             case [str(name), digest, size, bool(executable)]:
                 files.append(Shipped(checked_name(name), checked_blob(digest, size), executable))

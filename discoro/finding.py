@@ -146,12 +146,8 @@ class Finding:
         """A peer tells of nodes; ProtocolError where these are none."""
         if not isinstance(nodes, list) or len(nodes) > MAX_TOLD:
             raise ProtocolError("meet without a list of nodes")
-        for each in nodes:
-            match each:
-                case [int(birth), list(addresses)] if 0 < birth <= MAX_U64 and all(map(_is_text, addresses)):
-                    self._dialler.heard_of(birth, addresses)
-                case _:
-                    raise ProtocolError("meet with something that is no node")
+        for birth, addresses in list(map(_node, nodes)):  # all are looked at before any is believed
+            self._dialler.heard_of(birth, addresses)
 
     def name_of(self, birth: int) -> str:
         """What a process that was never linked is called, as far as anybody said."""
@@ -297,6 +293,15 @@ async def resolved(address: str) -> list[str]:
         raise Unreachable(f"the name {host} is not known here ({error.strerror}): write its address instead") from None
     hosts = dict.fromkeys(str(where[0]) for *_, where in found)
     return [f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in hosts]
+
+
+def _node(told: Any) -> tuple[int, list[str]]:
+    """A node that a peer tells of; ProtocolError where it is none, or has more addresses than a machine: each is dialled."""
+    match told:
+        case [birth, list(addresses)] if type(birth) is int and 0 < birth <= MAX_U64 and len(addresses) <= MAX_ADDRESSES:
+            if all(map(_is_text, addresses)):
+                return birth, addresses
+    raise ProtocolError("meet with something that is no node")
 
 
 def _is_text(address: Any) -> bool:

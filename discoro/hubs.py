@@ -241,7 +241,7 @@ class Hub(Home):
                 with contextlib.suppress(DiscoroError):
                     self.mesh.tell(to, "withdraw", {"id": number}, lane=self._lane)  # behind what it withdraws
             raise
-        return int(checked(answer).value)
+        return checked(answer).number
 
     def _on_deliver(self, incoming: Incoming) -> Awaitable[None]:
         key, trail = (incoming.peer.birth, number_in(incoming, "id", 0) or -next(numbers)), trail_in(incoming)

@@ -321,7 +321,7 @@ def called(peer: Greeting) -> str:
 
 
 def _birth(value: Any) -> int:
-    if not isinstance(value, int) or not 0 < value <= MAX_U64:
+    if type(value) is not int or not 0 < value <= MAX_U64:  # True is none: no greeting could name it
         raise ProtocolError(f"not a birth: {value!r:.80}")
     return value
 

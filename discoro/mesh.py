@@ -933,7 +933,7 @@ class Mesh:
         check_coroutine(function)
         if who.birth == self.me.birth:
             return await asyncio.shield(self._no_service(who, "swap").swap_here(function, args, kwargs))
-        return int((await self.request(who, "swap", {}, payload.pack_code([function, args, kwargs]))).value)
+        return (await self.request(who, "swap", {}, payload.pack_code([function, args, kwargs]))).number
 
     async def is_alive(self, who: CoroRef) -> bool:
         try:

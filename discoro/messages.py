@@ -26,6 +26,7 @@ BATCH_BYTES = 256 * KIB  # small operations that share a frame, for the same rea
 BATCH_OPERATIONS = 512  # past this, sharing gains nothing measurable
 PART_WEIGHT = 64  # bytes that libzmq keeps for a part, however small: with it, 1 MiB also bounds how many parts a frame has
 INLINE_BODY = 32 * KIB  # below, copying into the header is cheaper than a ZeroMQ part of its own
+MAX_HEADER = BATCH_BYTES + 1 * KIB  # a batch whose bodies are all in the header, and what stands around it
 MAX_FIELDS = 128 * KIB  # an operation without its body: with an inline body, or MAX_PARTS empty parts, it still fits a batch
 MAX_MESSAGE = 1 * GIB  # what one operation may cost the receiver's memory
 MAX_STREAMS = 16  # operations under assembly per link; a sender alternates between 8
@@ -33,6 +34,14 @@ MAX_PARTS = 1024  # parts of one operation: out-of-band buffers of one object
 MAX_NAME = 255  # names, verbs, reasons: they are printed
 MAX_TEXT = 64 * KIB  # error texts: a long traceback fits
 MAX_ADDRESSES = 16  # usable interfaces of one machine
+MAX_ITEMS = 8192  # of one array in a header; the longest are 1024 sizes, 1000 nodes, 2000 references in MAX_FIELDS
+MAX_KEYS = 32  # of one map in a header: arguments have names
+MAX_NESTED = 32 * KIB  # arrays and maps in one header: each costs more than its byte; a batch full of nodes has 19,000
+MAX_DEPTH = 8  # arrays and maps in each other, in arguments and values; references in lists are 5 deep
+MAX_GREETING = 16 * KIB  # three times what the longest names and 16 addresses take
+MAX_MAC = 64  # the longest that BLAKE2b gives
+MAX_REFUSAL = 4 * KIB  # the text of `refused`, from somebody unknown: it holds four names
+MAX_FIRST = 20 * KIB  # a frame of somebody unknown: the largest greeting with its mac
 MAX_U64 = (1 << 64) - 1
 
 Part = bytes | bytearray | memoryview
@@ -170,6 +179,7 @@ _OPERATIONS: dict[int, type[Any]] = {
 }
 _KIND = {kind: number for number, kind in _OPERATIONS.items()}
 _WITH_BODY = {_MESSAGE, _REQUEST, REPLY, _EXIT}
+_FIRST = {_HELLO, _WELCOME, _REFUSED, _GONE}  # what may come over a connection before anybody was greeted
 
 
 # ------------------------------------------------------------------ out
@@ -190,7 +200,7 @@ def encode_welcome(mac: bytes, greeting: bytes) -> list[Part]:
 
 
 def encode_refused(code: str, text: str) -> list[Part]:
-    return [pack([_REFUSED, PROTOCOL_VERSION, code, clip(text, MAX_TEXT)])]
+    return [pack([_REFUSED, PROTOCOL_VERSION, code, clip(text, MAX_REFUSAL)])]
 
 
 def encode_ack(session: int, received: int) -> list[Part]:
@@ -271,10 +281,11 @@ def _header_size(kind: int, fields: list[Any]) -> int:
     _checked(fields, _CHECKS[kind][:-1], _OPERATIONS[kind].__name__)
     if kind == _MESSAGE:
         return 32
-    size = len(pack([[[fields]]])) + 8  # as deep as in a frame: msgpack limits nesting too
-    if size > MAX_FIELDS:
-        raise TooLarge(f"a request or reply of {size} bytes without its body; at most {MAX_FIELDS}")
-    return size
+    packed = pack(fields)
+    if len(packed) + 8 > MAX_FIELDS:
+        raise TooLarge(f"a request or reply of {len(packed) + 8} bytes without its body; at most {MAX_FIELDS}")
+    unpack(packed)  # what the receiver would not take must not leave: it would end the link
+    return len(packed) + 8
 
 
 def _nbytes(part: Part) -> int:
@@ -321,18 +332,70 @@ def completes(wire: Wire) -> bool:
 # ------------------------------------------------------------------ in
 
 
-def unpack(data: Part, limit: int = MAX_FRAME) -> Any:
-    """Plain values from at most `limit` bytes of msgpack; ProtocolError for anything else, however nested or announced."""
+def unpack(data: Part, limit: int = MAX_HEADER) -> Any:
+    """Plain values from at most `limit` bytes of msgpack; ProtocolError for anything else, however nested or announced.
+
+    What is announced is held against the limits before it is made: a few bytes can announce gigabytes.
+    """
     if _nbytes(data) > limit:
         raise ProtocolError(f"a header of {_nbytes(data)} bytes; at most {limit}")
+    counting = {} if _nbytes(data) <= MAX_NESTED else _counting()
     try:
-        return msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=_no_extension)
-    except (ValueError, msgpack.UnpackException, TypeError) as error:  # TypeError: a map with a list as a key
-        raise ProtocolError(f"not a discoro header: {type(error).__name__} {error}"[:200]) from None
+        return msgpack.unpackb(data, **_LIMITS, **counting)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise _not_msgpack(error) from None
+
+
+def unpack_rows(data: Part, limit: int, rows: int, fields: int) -> Iterator[list[Any]]:
+    """The items of a long list, one by one, each a list of that many texts, numbers and the like; else ProtocolError.
+
+    One by one, since a list of 32 MiB could else make a hundred times as much of itself before anybody looks at it.
+    """
+    if _nbytes(data) > limit:
+        raise ProtocolError(f"a list of {_nbytes(data)} bytes; at most {limit}")
+    unpacker = msgpack.Unpacker(max_buffer_size=limit, **{**_LIMITS, "max_array_len": 0, "max_map_len": 0})
+    try:
+        unpacker.feed(data)
+        count = unpacker.read_array_header()
+        if count > rows:
+            raise ProtocolError(f"not a list of at most {rows} items, but of {count}")
+        for _ in range(count):
+            if unpacker.read_array_header() != fields:
+                raise ProtocolError(f"not a list of items that have {fields} fields each")
+            yield [unpacker.unpack() for _ in range(fields)]
+    except (ValueError, msgpack.UnpackException) as error:
+        raise _not_msgpack(error) from None
+    if unpacker.tell() != _nbytes(data):
+        raise ProtocolError("a list with something behind it")
+
+
+def _not_msgpack(error: Exception) -> ProtocolError:
+    return ProtocolError(f"not a discoro header: {type(error).__name__} {error}"[:200])
+
+
+def _counting() -> dict[str, Callable[[Any], Any]]:
+    """What ends the unpacking of a header after MAX_NESTED arrays and maps."""
+    left = iter(range(MAX_NESTED))
+
+    def count(nested: Any) -> Any:
+        if next(left, None) is None:
+            raise ValueError(f"more than {MAX_NESTED} arrays and maps")
+        return nested
+
+    return {"list_hook": count, "object_hook": count}
 
 
 def _no_extension(code: int, data: bytes) -> NoReturn:
     raise ValueError(f"extension {code}")
+
+
+_LIMITS = {
+    "raw": False,  # texts are UTF-8
+    "strict_map_key": True,
+    "ext_hook": _no_extension,
+    "max_ext_len": 0,  # timestamps do not come to the hook
+    **{"max_str_len": MAX_TEXT, "max_bin_len": INLINE_BODY, "max_array_len": MAX_ITEMS, "max_map_len": MAX_KEYS},
+}
 
 
 def decode(parts: Sequence[Part]) -> Frame:
@@ -344,9 +407,31 @@ def decode(parts: Sequence[Part]) -> Frame:
         raise ProtocolError(f"a frame of {weight} bytes in {len(parts)} parts; at most {MAX_FRAME}")
     if len(parts) > 1:
         return _decode_data(_whole(parts), parts[1:-1])
-    kind, *fields = _header(parts[0])
-    if kind == _DATA:
-        return _decode_data(fields, ())
+    kind, fields = _header(parts[0], MAX_HEADER)
+    return _decode_data(fields, ()) if kind == _DATA else _decode_small(kind, fields)
+
+
+def decode_first(parts: Sequence[Part]) -> Frame:
+    """The same for a connection over which nobody was greeted yet, where only a greeting and its answers may come."""
+    if len(parts) != 1 or _nbytes(parts[0]) > MAX_FIRST:
+        size = sum(map(_nbytes, parts))
+        raise ProtocolError(f"{len(parts)} parts of {size} bytes before a greeting; one of at most {MAX_FIRST}")
+    kind, fields = _header(parts[0], MAX_FIRST)
+    if kind not in _FIRST:
+        raise ProtocolError(f"a frame of kind {kind} before a greeting")
+    return _decode_small(kind, fields)
+
+
+def _header(part: Part, limit: int) -> tuple[int, list[Any]]:
+    """The kind of a frame, and its fields."""
+    header = unpack(part, limit)
+    if not isinstance(header, list) or not header or type(header[0]) is not int:
+        raise ProtocolError("the header is not an array that begins with a kind")
+    return header[0], header[1:]
+
+
+def _decode_small(kind: int, fields: list[Any]) -> Frame:
+    """A frame that is all in its header."""
     if kind == _HELLO:
         return _decode_hello(fields)
     if kind == _SEAL:
@@ -359,17 +444,10 @@ def decode(parts: Sequence[Part]) -> Frame:
     return frame
 
 
-def _header(part: Part) -> list[Any]:
-    header = unpack(part)
-    if not isinstance(header, list) or not header or type(header[0]) is not int:
-        raise ProtocolError("the header is not an array that begins with a kind")
-    return header
-
-
 def _whole(parts: Sequence[Part]) -> list[Any]:
     """The fields of a data frame of several parts, of which none is missing; else Torn, whatever stands in their places."""
     try:
-        kind, *fields = _header(parts[0])
+        kind, fields = _header(parts[0], MAX_HEADER)
     except ProtocolError:
         raise Torn(f"{len(parts)} parts without their header") from None
     if kind != _DATA or len(fields) != 4 or not _u64(fields[1]) or parts[-1] != pack([_SEAL, fields[1], len(parts) - 1]):
@@ -379,7 +457,7 @@ def _whole(parts: Sequence[Part]) -> list[Any]:
 
 def decode_greeting(data: bytes) -> Greeting:
     """The greeting in these bytes; only to be called once its mac was verified."""
-    fields = unpack(data, 16 * KIB)
+    fields = unpack(data, MAX_GREETING)
     checked = _checked(fields, _GREETING, "greeting")
     checked[8] = tuple(checked[8])
     return Greeting(*checked)
@@ -390,7 +468,7 @@ def _decode_hello(fields: list[Any]) -> Hello:
         raise ProtocolError("a hello that is not discoro's")
     if fields[1] != PROTOCOL_VERSION:  # whatever follows is that version's own business
         return Hello(fields[1], b"", b"")
-    return Hello(*_checked(fields[1:], (_u64, _short_bytes, _short_bytes), "hello"))
+    return Hello(*_checked(fields[1:], (_u64, _mac, _greeting), "hello"))
 
 
 def _decode_data(fields: list[Any], parts: Sequence[Part]) -> Data:
@@ -571,8 +649,16 @@ def _error(value: Any) -> bool:
     return type(value) is list and len(value) == 2 and _name(value[0]) and _text(value[1])
 
 
-def _short_bytes(value: Any) -> bool:
-    return type(value) is bytes and len(value) <= 16 * KIB
+def _mac(value: Any) -> bool:
+    return type(value) is bytes and len(value) <= MAX_MAC
+
+
+def _greeting(value: Any) -> bool:
+    return type(value) is bytes and len(value) <= MAX_GREETING
+
+
+def _refusal(value: Any) -> bool:
+    return type(value) is str and len(value.encode("utf-8", "replace")) <= MAX_REFUSAL
 
 
 def _list(value: Any) -> bool:
@@ -588,7 +674,18 @@ def _sizes(value: Any) -> bool:
 
 
 def _arguments(value: Any) -> bool:
-    return type(value) is dict and len(value) <= 32 and all(type(key) is str for key in value)
+    return type(value) is dict and len(value) <= MAX_KEYS and all(type(key) is str for key in value) and _shallow(value)
+
+
+def _shallow(value: Any) -> bool:
+    """Whether arrays and maps in it are at most MAX_DEPTH deep; level by level, as recursion into so many takes long."""
+    level = [value] if type(value) in _NESTED else []
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return True
+        inside = (each.values() if type(each) is dict else each for each in level)
+        level = [each for items in inside for each in items if type(each) in _NESTED]
+    return not level
 
 
 def _addresses(value: Any) -> bool:
@@ -603,13 +700,14 @@ def _anything(value: Any) -> bool:
     return True
 
 
+_NESTED = (list, tuple, dict)
 _GREETING = (
     *(_name, _u64, _u64, _name, _role, _name, _name, _name),  # who
     *(_addresses, _u64, _u64, _u64, _u64),  # where, and how far
 )
 _SHAPES: dict[int, tuple[type[Any], Sequence[Any]]] = {
-    _WELCOME: (Welcome, (_short_bytes, _short_bytes)),
-    _REFUSED: (RefusedFrame, (_u64, _name, _text)),
+    _WELCOME: (Welcome, (_mac, _greeting)),
+    _REFUSED: (RefusedFrame, (_u64, _name, _refusal)),
     _ACK: (Ack, (_u64, _u64)),
     _BYE: (Bye, (_u64, _name)),
     _GONE: (Gone, (_u64,)),
@@ -617,7 +715,7 @@ _SHAPES: dict[int, tuple[type[Any], Sequence[Any]]] = {
 _CHECKS: dict[int, Sequence[Any]] = {
     _MESSAGE: (_u64, _anything),
     _REQUEST: (_u64, _u64, _name, _arguments, _anything),
-    REPLY: (_u64, _bool, _anything, _anything),
+    REPLY: (_u64, _bool, _shallow, _anything),
     _EXIT: (_u64, _name, _text, _anything),
     _HOLD: (_u64, _bool),
     _NOTICE: (_u64, _u64, _bool),

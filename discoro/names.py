@@ -279,7 +279,7 @@ def _name_and_ref(arguments: dict[str, Any]) -> tuple[str, CoroRef]:
     name = arguments.get("name")
     try:
         ref = CoroRef.from_plain(arguments.get("ref"))
-    except ValueError:
+    except ProtocolError:
         raise ProtocolError("register without a reference") from None
     if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_NAME:
         raise ProtocolError("register without a name")
@@ -288,9 +288,12 @@ def _name_and_ref(arguments: dict[str, Any]) -> tuple[str, CoroRef]:
 
 def _found(answer: Any) -> list[Found]:
     try:
-        return [Found(CoroRef.from_plain(ref), int(load)) for ref, load in answer]
-    except (TypeError, ValueError):
-        raise ProtocolError("an answer to locate that is not a list of references") from None
+        found = [Found(CoroRef.from_plain(ref), load) for ref, load in answer]
+    except (TypeError, ValueError, ProtocolError):  # it is no list, or not of pairs
+        found = None
+    if found is None or not all(type(each.load) is int and each.load >= 0 for each in found):
+        raise ProtocolError("an answer to locate that is not a list of references, each with its load")
+    return found
 
 
 def _is_at(node: Greeting, location: str) -> bool:

@@ -205,10 +205,10 @@ class Peers:
 
     def received(self, connection: int, parts: Sequence[Part]) -> None:
         try:
-            self._frame(connection, messages.decode(parts), parts)
-        except messages.Torn as error:
-            self._torn(connection, error)
-            return
+            frame = self._decoded(connection, parts)
+            if frame is None:
+                return
+            self._frame(connection, frame, parts)
         except ProtocolError as error:
             self._cut(connection, error)
             return
@@ -232,6 +232,18 @@ class Peers:
             self._settle(link)
 
     # -------------------------------------------------------------- frames
+
+    def _decoded(self, connection: int, parts: Sequence[Part]) -> messages.Frame | None:
+        """None for what ends no more than its connection: a torn frame, or one that nobody sends before a greeting."""
+        link = self._by_connection.get(connection)
+        greeted = link is not None and link.connection == connection
+        try:
+            return messages.decode(parts) if greeted else messages.decode_first(parts)
+        except ProtocolError as error:
+            if greeted and not isinstance(error, messages.Torn):
+                raise
+            self._torn(connection, error)
+            return None
 
     def _frame(self, connection: int, frame: messages.Frame, parts: Sequence[Part]) -> None:
         if isinstance(frame, messages.Hello):
@@ -299,6 +311,9 @@ class Peers:
             self._greeted(connection, theirs)
 
     def _greeted(self, connection: int, theirs: Greeting) -> None:
+        before = self._by_connection.get(connection)
+        if before is not None and before.birth != theirs.birth:  # whoever dials anew does so over a new connection
+            raise ProtocolError(f"{theirs.name}/{theirs.pid} greeted over the connection of {before.who}")
         link = self._links.get(theirs.birth)
         known = link is not None and theirs.resume in (0, link.session)
         if link is not None and known and link.begun_anew(theirs):
@@ -312,10 +327,6 @@ class Peers:
             if len(self._links) >= MAX_LINKS and not self._made_room():
                 return self._refuse(connection, "full", f"{self.me.name} has {MAX_LINKS} links and takes no more")
             link = self._new_link(theirs.birth, theirs.addresses)
-        before = self._by_connection.get(connection)
-        if before is not None and before is not link:  # a connection is one process's: the first has gone, or never was
-            before.lose(f"{theirs.name}/{theirs.pid} greeted over its connection")
-            self._settle(before)
         self._by_connection[connection] = link
         self.wire.keep(connection)
         link.hello(connection, theirs, self._loop.time())
@@ -356,23 +367,32 @@ class Peers:
 
     def _cut(self, connection: int, error: ProtocolError) -> None:
         """A peer broke the protocol: it is told and cut off; a link with it is over, since what it meant is unknown."""
-        link = self._by_connection.get(connection)
-        if link is not None:
-            self.wire.send(connection, messages.encode_bye(link.peer_session, f"you broke the protocol: {error}"))
-            self._cut_off(link, f"it broke the protocol: {error}")
-        else:
-            self._cut_offs.note("who has not greeted", f"it broke the protocol: {error}")
-            self.wire.drop(connection)
-
-    def _torn(self, connection: int, error: messages.Torn) -> None:
-        """Somebody in between left out what a peer said: the connection ends, and the link goes on over the next."""
-        link = self._by_connection.get(connection)
-        log.warning("! %s: %s: its connection is dropped", link or f"connection {connection}", error)
+        link = self._by_connection.pop(connection, None)
         if link is None:
-            self.wire.drop(connection)
-        else:
-            link.torn(connection, str(error), self._loop.time())
-            self._settle(link)
+            self._drop_stranger(connection, error)
+            return
+        self.wire.send(connection, messages.encode_bye(link.peer_session, f"you broke the protocol: {error}"))
+        self.wire.drop(connection, flush=True)  # of which the link may not know: where its first greeting was at fault
+        self._cut_off(link, f"it broke the protocol: {error}")
+
+    def _torn(self, connection: int, error: ProtocolError) -> None:
+        """Somebody in between left out what a peer said, or somebody else answers: the connection ends, a link goes on."""
+        link = self._by_connection.get(connection)
+        if link is None:
+            self._drop_stranger(connection, error)
+            return
+        log.warning("! %s: %s: its connection is dropped", link, error)
+        link.torn(connection, str(error), self._loop.time())
+        self._settle(link)
+
+    def _drop_stranger(self, connection: int, error: ProtocolError) -> None:
+        """Nobody that we know: whoever asked who is there is told at once, else the log, now and then."""
+        inquiry = self._inquiries.pop(connection, None)
+        if inquiry is None:
+            self._cut_offs.note("who has not greeted", f"it broke the protocol: {error}")
+        elif not inquiry.done():
+            inquiry.set_exception(Unreachable(f"what answers there breaks the protocol: {error}"))
+        self.wire.drop(connection)
 
     def _answers_wait(self, link: Link) -> None:
         """It asks, and does not take its answers."""
@@ -433,6 +453,7 @@ class Peers:
                 link.dialled(connection, address)
                 return
         if not sent:
+            self._by_connection.pop(connection, None)  # it was dropped before, perhaps, and nobody tells of its end
             link.ended_connection(connection, self._loop.time(), "the connection broke")
 
     def _greet(self, connection: int, greeting: Greeting, welcome: bool) -> bool:

@@ -62,7 +62,7 @@ class Queue(Served):
                 return 0
             number = next(numbers)
             with self._withdrawn(mesh, number, timeout):
-                return int((await self._ask("put", {"id": number}, payload.pack(item))).value)
+                return (await self._ask("put", {"id": number}, payload.pack(item))).number
         except Timeout:
             raise Timeout(f"{self} had no room within {timeout or 0:g} s: the item is not in it") from None
 
@@ -96,7 +96,7 @@ class Queue(Served):
 
     async def size(self) -> int:
         """How many items are in it."""
-        return int((await self._ask("size", {})).value)
+        return (await self._ask("size", {})).number
 
     async def close(self) -> int:
         """Take no more items: `put` raises QueueClosed, those that wait too; `get` gives what is left, then raises it as well.

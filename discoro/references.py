@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from discoro.errors import NoMesh
+from discoro.errors import NoMesh, ProtocolError
+from discoro.messages import MAX_ADDRESSES, MAX_NAME, MAX_U64
 
 Function = Callable[..., Any]
 
@@ -193,7 +194,7 @@ class CoroRef(Handle):
     def parse(cls, text: str) -> CoroRef:
         """The reference whose `repr` this is; ValueError for anything else, the short `str` too."""
         found = _REPR.fullmatch(text)
-        if not found:
+        if not found or int(found[3]) > MAX_U64:
             raise ValueError(f"not the repr of a reference: {text!r} (its str, like ada/4711/12, does not say which birth)")
         name, pid, coro, node, birth = found.groups()
         return cls(node, int(pid), int(birth, 16), int(coro), name)
@@ -204,12 +205,18 @@ class CoroRef(Handle):
 
     @classmethod
     def from_plain(cls, values: Any) -> CoroRef:
-        """What `to_plain` gave; ValueError for anything else."""
+        """What `to_plain` gave; ProtocolError for anything else."""
         match values:
             case [str(node), int(pid), int(birth), int(coro), str(name), list(addresses)]:
-                if len(addresses) <= 16 and all(isinstance(a, str) for a in addresses):
+                numbers = all(type(each) is int and 0 <= each <= MAX_U64 for each in (pid, birth, coro))
+                if numbers and len(addresses) <= MAX_ADDRESSES and all(map(_is_short, (node, name, *addresses))):
                     return cls(node, pid, birth, coro, name, tuple(addresses))
-        raise ValueError("not a reference")
+        raise ProtocolError("not a reference")
+
+
+def _is_short(text: object) -> bool:
+    """Whether it is a text no longer than any name."""
+    return isinstance(text, str) and len(text) <= MAX_NAME
 
 
 class Running:

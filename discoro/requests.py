@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from discoro import messages, payload
-from discoro.errors import DiscoroError, Overloaded, PeerLost, ProtocolError, from_wire, to_wire
+from discoro.errors import DiscoroError, Overloaded, PeerLost, ProtocolError, UnpackError, from_wire, to_wire
 from discoro.messages import MAX_MESSAGE, Greeting, Part
 
 MAX_UNDER_WAY = 100_000  # requests of one peer that wait for their answers: as many as operations wait to be sent
@@ -29,6 +29,13 @@ class Answer(NamedTuple):
 
     value: Any
     body: Sequence[Part]
+
+    @property
+    def number(self) -> int:
+        """Its value, a number; ProtocolError for any other."""
+        if not isinstance(self.value, int):
+            raise ProtocolError(f"an answer that is no number: {self.value!r:.80}")
+        return self.value
 
 
 @dataclass(eq=False)
@@ -185,7 +192,10 @@ class Requests:
             case _:
                 return ProtocolError(f"an answer that is no error: {value!r:.80}")
         if body and self._opens_causes:
-            error.__cause__ = payload.unpack_error(body)
+            try:
+                error.__cause__ = payload.unpack_error(body)
+            except UnpackError as failure:  # whoever waits must be told all the same
+                error.__cause__ = failure
         else:
             error.packed_cause = body
         return error

@@ -71,7 +71,7 @@ class Sending:
                 if to.birth == self._around.me.birth and self._around.here(to).service is None:
                     self._around.here(to).accept(message)
                     return 1
-                return int(checked(await self._around.request(to, "deliver", {}, payload.pack(message))).value)
+                return checked(await self._around.request(to, "deliver", {}, payload.pack(message))).number
         except TimeoutError:
             if not limit.expired():  # what a transform raised
                 raise

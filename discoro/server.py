@@ -429,7 +429,8 @@ def unload(files: Iterable[Path]) -> None:
 def bodies(incoming: Incoming) -> tuple[list[Shipped], Sequence[Part], Sequence[Part]]:
     """The three bodies of setup and close, told apart by their numbers of parts: files (none, or a list), code, and func."""
     listed, count = incoming.arguments.get("files", 0), incoming.arguments.get("code", 0)
-    if listed not in (0, 1) or type(count) is not int or count < 0 or listed + count > len(incoming.body):
+    is_count = type(listed) is int and type(count) is int and listed in (0, 1) and count >= 0
+    if not is_count or listed + count > len(incoming.body):
         raise ProtocolError("a body that is not divided as it says")
     files = unpacked_files(incoming.body[0]) if listed else []
     return files, incoming.body[listed : listed + count], incoming.body[listed + count :]

@@ -159,11 +159,11 @@ class Served:
         """
         name = self._name if name is None else name
         registered_name(self.KIND, name)
-        return int((await self._ask("register", {"name": name})).value)
+        return (await self._ask("register", {"name": name})).number
 
     async def unregister(self, name: str | None = None) -> int:
         """No longer be found under `name` (default: under any). Returns 0. Raises NoSuchCoro where it is closed."""
-        return int((await self._ask("unregister", {"name": name})).value)
+        return (await self._ask("unregister", {"name": name})).number
 
     @classmethod
     async def locate(cls, name: str, location: str | None = None, timeout: float | None = None) -> Self:

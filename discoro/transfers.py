@@ -25,7 +25,7 @@ from discoro.answers import Handler
 from discoro.blobs import PIECE, Blob, Receiving, checked_blob
 from discoro.copies import Assignment, Copies
 from discoro.errors import DiscoroError, ProtocolError, TooLarge, TransferFailed
-from discoro.files import MAX_LIST, Shipped, Source
+from discoro.files import MAX_FILES, MAX_LIST, Shipped, Source
 from discoro.messages import KIB, PIECE_SIZE, Greeting, Part
 from discoro.progress import Count
 from discoro.references import CoroRef
@@ -343,7 +343,7 @@ class Transfers:
 
     def _on_progress(self, incoming: Incoming) -> None:
         match incoming.arguments:
-            case {"number": int(number), "done": int(done), "total": int(total)}:
+            case {"number": int(number), "done": int(done), "total": int(total)} if done >= 0 and total >= 0:
                 asked, watch = self._watching.get(number, (0, None))
             case _:
                 raise ProtocolError("progress without number, done and total")
@@ -478,16 +478,16 @@ def _blob_in(incoming: Incoming) -> Blob:
 
 
 def _blobs_in(incoming: Incoming) -> list[Blob]:
-    match messages.unpack(incoming.body[0], MAX_LIST):
-        case [*listed] if all(isinstance(each, list) and len(each) == 2 for each in listed):
-            return [checked_blob(*each) for each in listed]
-    raise ProtocolError("a list of files that is none")
+    """The blobs that the body lists."""
+    if len(incoming.body) != 1:
+        raise ProtocolError(f"{incoming.verb} without a list of files")
+    return [checked_blob(*each) for each in messages.unpack_rows(incoming.body[0], MAX_LIST, MAX_FILES, 2)]
 
 
 def _ref(values: Any) -> CoroRef:
     try:
         return CoroRef.from_plain(values)
-    except ValueError:
+    except ProtocolError:
         raise ProtocolError("a file from nobody") from None
 
 

@@ -122,6 +122,12 @@ def test_one_is_a_small_value() -> None:
         shared.what = "list"  # type: ignore[misc]
 
 
+def test_an_empty_file_is_no_broadcast(tmp_path: Path) -> None:
+    (tmp_path / "blob").touch()
+    with pytest.raises(ProtocolError, match="does not begin as one"):
+        parts_of(mapped(tmp_path / "blob"))
+
+
 def test_a_file_in_memory_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "blob").write_bytes(b"bytes")
     memory = mapped(tmp_path / "blob")

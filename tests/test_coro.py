@@ -24,6 +24,7 @@ from discoro.errors import (
     NoSuchCoro,
     NotACoroutine,
     Overloaded,
+    ProtocolError,
     RemoteError,
     Timeout,
     TooLarge,
@@ -400,10 +401,13 @@ def test_references_travel_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "junk", [None, [], [1, 2], ["n", 1, 2, "3", "a", []], ["n", 1, 2, 3, "a", [4]], ["n", 1, 2, 3, "a", ["x"] * 17]]
+    "junk",
+    [None, [], [1, 2], ["n", 1, 2, "3", "a", []], ["n", 1, 2, 3, "a", [4]], ["n", 1, 2, 3, "a", ["x"] * 17]]
+    + [["n", -1, 2, 3, "a", []], ["n", 1, True, 3, "a", []], ["n", 1, 2, 1 << 64, "a", []]]
+    + [["n" * 256, 1, 2, 3, "a", []], ["n", 1, 2, 3, "a" * 256, []], ["n", 1, 2, 3, "a", ["x" * 256]]],
 )
 def test_what_is_no_reference_is_refused(junk: object) -> None:
-    with pytest.raises(ValueError, match="not a reference"):
+    with pytest.raises(ProtocolError, match="not a reference"):
         CoroRef.from_plain(junk)
 
 

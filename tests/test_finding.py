@@ -330,12 +330,14 @@ def test_what_a_peer_tells_is_dialled() -> None:
 
 @pytest.mark.parametrize(
     "junk",
-    [None, [1], [["x", []]], [[0, []]], [[1 << 64, []]], [[1, [2]]], [[1, ["a" * 300]]], [[1, []]] * 1001],
+    [None, [1], [["x", []]], [[0, []]], [[1 << 64, []]], [[1, [2]]], [[1, ["a" * 300]]], [[1, []]] * 1001]
+    + [[[True, []]], [[1, ["a"] * 17]], [[1, []], [0, []]]],
 )
 def test_what_is_no_list_of_nodes_is_refused(junk: Any) -> None:
     def test(dialler: Dialler, find: Finding) -> None:
         with pytest.raises(ProtocolError, match="meet with"):
             find.told(junk)
+        assert dialler.met == [], "something was believed before all of it was looked at"
 
     in_loop(test)
 

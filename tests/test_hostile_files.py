@@ -431,7 +431,7 @@ def test_more_files_than_a_list_may_have_are_refused_on_both_sides(tmp_path: Pat
     async def ask(both: Two) -> None:
         await asked(both, ("take", {"number": 1, "dir": "", "overwrite": True}, [messages.pack(files)]))
 
-    refused(tmp_path, ProtocolError, "not a list of at most 100000 files", ask)
+    refused(tmp_path, ProtocolError, "not a list of at most 100000 items", ask)
     many = tmp_path / "many"
     many.mkdir()
     for number in range(4):

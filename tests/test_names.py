@@ -110,7 +110,11 @@ def test_a_node_that_fails_or_talks_nonsense_keeps_nobody_from_finding() -> None
     assert locate(around) == ref(3)
 
 
-@pytest.mark.parametrize("junk", [5, [[1, 2]], [["no ref", 0]], [[ref(1).to_plain()]], None])
+@pytest.mark.parametrize(
+    "junk",
+    [5, [[1, 2]], [["no ref", 0]], [[ref(1).to_plain()]], None]
+    + [[[ref(1).to_plain(), load]] for load in (-1, "0", 1.0, float("inf"), float("nan"), True)],
+)
 def test_an_answer_that_is_none_is_an_error_of_the_protocol(junk: Any) -> None:
     around = Around()
     around.add(greeting("a", 2))

@@ -35,7 +35,7 @@ def test_no_more_than_the_window_is_unacknowledged() -> None:
         ([large(messages.PIECE_SIZE - 200)] * 60, rules.WINDOW_BYTES),
         ([large(64 * messages.MIB)], rules.PIECES_BYTES),
         ([large(messages.MIB)] * 60, rules.PIECES_BYTES),
-        ([Request(1, 0, "x", {"a": "x" * 131_000}, (bytes(300_000),))] * 60, rules.PIECES_BYTES),
+        ([Request(1, 0, "x", {"a": "x" * 65_500, "b": "x" * 65_500}, (bytes(300_000),))] * 60, rules.PIECES_BYTES),
         ([large(64 * messages.MIB)] + [large(messages.PIECE_SIZE - 200)] * 60, rules.WINDOW_BYTES),
     ],
     ids=["small", "one large", "many large", "large with large arguments", "both"],

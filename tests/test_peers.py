@@ -168,6 +168,87 @@ def test_a_peer_that_breaks_the_protocol_is_told_and_cut_off_and_others_live_on(
     with_peers(test)
 
 
+def test_who_breaks_the_protocol_with_its_greeting_is_cut_off_too() -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello(THEM._replace(session=7, received=5)))  # of a link that is new here
+        assert recorder.dropped == [1]
+        assert list(peers._by_connection) == [], "the link that is over is kept"
+
+    with_peers(test)
+
+
+STRANGE = {
+    "numbered frames": [messages.pack([4, 7, 1, 0, []])],
+    "an acknowledgement": [messages.pack([5, 7, 1])],
+    "a goodbye": [messages.pack([6, 7, "done"])],
+    "several parts": [*hello(), b"x"],
+    "a greeting past the limit": [messages.pack([1, "discoro", 99, bytes(messages.MAX_FIRST)])],
+    "many small parts": [b"\x90"] * 1000,
+}
+
+
+@pytest.mark.parametrize("frame", STRANGE.values(), ids=STRANGE.keys())
+def test_before_a_greeting_nothing_else_may_come(frame: list[bytes]) -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, frame)
+        assert (recorder.dropped, recorder.sent, recorder.told) == ([1], [], [])
+
+    with_peers(test)
+
+
+def test_who_answers_a_dial_with_something_else_ends_that_dial_only() -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        link = peers.link(THEM.birth, ["10.0.0.1:2", "10.0.0.2:2"])
+        peers.connected(101)
+        peers.connected(102)
+        peers.received(101, [b"junk"])
+        assert (recorder.dropped, link.ended) == ([101], False)
+        peers.received(102, welcome(THEM._replace(session=7, resume=link.session)))
+        assert link.state is State.OPEN
+
+    with_peers(test)
+
+
+def test_who_inquires_is_told_at_once_of_an_answer_that_is_none() -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        asking = asyncio.ensure_future(peers.inquire("127.0.0.1:2", 3))
+        await asyncio.sleep(0)
+        peers.connected(101)
+        peers.received(101, [b"junk"])
+        with pytest.raises(Unreachable, match="what answers there breaks the protocol"):
+            await asyncio.wait_for(asking, 1)
+
+    with_peers(test)
+
+
+def test_what_is_no_greeting_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*junk: Any) -> Any:
+        raise AssertionError("operations of somebody unknown were read")
+
+    monkeypatch.setattr(messages, "_decode_data", never)
+
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, messages.encode_data(7, 1, 0, [messages.to_wire(Message(1, (b"a",)))]))
+        assert recorder.dropped == [1]
+
+    with_peers(test)
+
+
+def test_over_a_connection_that_a_link_has_left_only_a_greeting_may_come() -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        link = peers.get(THEM.birth)
+        assert link is not None
+        peers.received(2, hello(THEM._replace(session=7, resume=link.session)))
+        before = len(recorder.told)
+        peers.received(1, data(peers, Message(1, (b"late",))))
+        assert (len(recorder.told), link.state) == (before, State.OPEN)
+        peers.received(2, data(peers, Message(1, (b"now",))))
+        assert recorder.told[-1] == Message(1, (b"now",))
+
+    with_peers(test)
+
+
 def test_resuming_what_is_not_known_is_answered_by_gone() -> None:
     def test(peers: Peers, recorder: Recorder) -> None:
         peers.received(1, hello(THEM._replace(session=7, resume=5)))
@@ -384,15 +465,26 @@ def test_a_bug_above_neither_hides_nor_takes_the_rest_of_a_frame_along() -> None
     with_peers(test)
 
 
-def test_a_second_birth_over_one_connection_leaves_the_first_without_it() -> None:
+def test_a_second_birth_over_one_connection_breaks_the_protocol() -> None:
+    """The first link goes, and its connection with it: a link of the second would have none."""
+
     def test(peers: Peers, recorder: Recorder) -> None:
         peers.received(1, hello())
-        first = peers.get(THEM.birth)
-        assert first is not None
         peers.received(1, hello(THEM._replace(session=8, birth=0xCC)))
-        assert first.state is not State.OPEN
-        peers.received(1, data(peers, Message(5, (b"x",)), birth=0xCC))
-        assert recorder.told[-1] == Message(5, (b"x",))
+        assert recorder.dropped[0] == 1
+        assert list(peers) == []
+        assert peers.get(0xCC) is None
+        assert "greeted over the connection of bob/2" in recorder.told[-1]
+        assert list(peers._by_connection) == []
+
+    with_peers(test)
+
+
+def test_a_connection_that_takes_no_answer_is_nobodys() -> None:
+    def test(peers: Peers, recorder: Recorder) -> None:
+        recorder.broken = True
+        peers.received(1, hello())
+        assert list(peers._by_connection) == [], "nobody tells of the end of a connection that was dropped"
 
     with_peers(test)
 

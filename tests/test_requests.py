@@ -9,7 +9,17 @@ import pytest
 
 from discoro import payload
 from discoro import requests as rooms
-from discoro.errors import DiscoroError, NotSetUp, Overloaded, PeerLost, ProtocolError, RemoteError, SetupFailed, TooLarge
+from discoro.errors import (
+    DiscoroError,
+    NotSetUp,
+    Overloaded,
+    PeerLost,
+    ProtocolError,
+    RemoteError,
+    SetupFailed,
+    TooLarge,
+    UnpackError,
+)
 from discoro.messages import Greeting
 from discoro.requests import Answer, Incoming, Requests, UnderWay, answering
 
@@ -96,6 +106,25 @@ def test_a_cause_that_was_only_passed_on_goes_on_as_it_came() -> None:
         assert failure(caught.value) == ("SetupFailed", "no", [b"never opened"])
 
     asyncio.run(test())
+
+
+def test_a_cause_that_cannot_be_opened_keeps_nobody_waiting() -> None:
+    async def test() -> None:
+        requests = Requests()
+        number, future = requests.begin(1)
+        requests.answer(number, False, ["NotSetUp", "why"], [b"junk"])
+        with pytest.raises(NotSetUp, match="why") as raised:
+            await asyncio.wait_for(future, 1)
+        assert isinstance(raised.value.__cause__, UnpackError)
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("junk", [None, "1", 1.0, float("inf"), [1], {"a": 1}])
+def test_an_answer_that_is_no_number_is_said_so(junk: Any) -> None:
+    assert Answer(1, ()).number == 1
+    with pytest.raises(ProtocolError, match="no number"):
+        Answer(junk, ()).number  # noqa: B018
 
 
 def test_a_bug_is_logged_and_told(caplog: pytest.LogCaptureFixture) -> None:
