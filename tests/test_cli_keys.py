@@ -60,6 +60,18 @@ def test_show_gives_the_key_that_is_to_come(path: Path) -> None:
     write_key_file(path, KeyFile(KEY, OTHER, time.time() + 1000))
     out, err = discoro(path, "key", "show")
     assert out.strip() == code_of(OTHER) and "the old one is accepted here until" in err
+    assert "on machines that have the old one: discoro join --keep 16m" in err, "for no longer than here"
+
+
+def test_a_code_that_nobody_reads_is_told_of_and_can_be_shown_again(path: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*COMMAND, "key", "show"], stdout=theirs, stderr=pipe, text=True, env=environment(path)) as process:
+        os.close(theirs)
+        err = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == 78 and "`discoro key show` prints it again" in err
+    assert "Traceback" not in err and "BrokenPipe" not in err
 
 
 def test_show_of_a_file_that_others_can_read_is_refused(path: Path) -> None:
@@ -112,6 +124,7 @@ def test_join_refuses_what_is_no_code_and_keeps_what_was_there(path: Path, text:
     _, err = discoro(path, "join", given=text, status=78)
     assert read_key_file(path) == KeyFile(OTHER)
     assert "discoro key show" in err or "paste the whole of it" in err
+    assert ("no code was given, and nothing is changed" in err) is (not text)
     assert not text or text not in err
 
 
@@ -126,6 +139,20 @@ def test_join_asks_on_a_terminal_and_does_not_show_what_is_pasted(path: Path) ->
     os.close(ours)
     assert code_of(KEY).encode() not in shown
     assert read_key_file(path) == KeyFile(KEY)
+
+
+def test_ctrl_d_at_the_prompt_is_no_code_and_is_told_in_lines_that_fit(path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([*COMMAND, "join"], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(path)) as process:
+        os.close(theirs)
+        read_until(ours, b"not shown here): ")
+        os.write(ours, b"\x04")
+        shown = read_until(ours, b"other")
+        assert process.wait(SECONDS) == 78
+    os.close(ours)
+    lines = shown.decode().splitlines()
+    assert lines[0] == "" and lines[1].startswith("discoro: no code was given") and max(map(len, lines)) <= 80
+    assert not path.exists()
 
 
 def read_until(descriptor: int, text: bytes) -> bytes:
@@ -199,7 +226,10 @@ def test_a_secret_in_the_environment_is_told_of(path: Path) -> None:
     assert "DISCORO_SECRET is set" in err and "horse" not in err
 
 
-@pytest.mark.parametrize("arguments", ["", "key", "join a b", "key show --keep 1d", "key new --keep x", "key new --keep 31d"])
+NEW = ["key new --keep x", "key new --keep 31d", "key new --keep 1h --now"]
+
+
+@pytest.mark.parametrize("arguments", ["", "key", "join a b", "key show --keep 1d", *NEW])
 def test_wrong_usage(path: Path, arguments: str) -> None:
     _, err = discoro(path, *arguments.split(), status=2)
     assert "usage:" in err

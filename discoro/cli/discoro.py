@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.do(options)
     except ConfigError as error:
-        print(f"discoro: {error}", file=sys.stderr)
+        keys.say(str(error))
         return CONFIG
     except KeyboardInterrupt:
         print(file=sys.stderr)  # the prompt's line ends
@@ -35,10 +35,11 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="discoro",
         description="Keys of a discoro cluster: whoever has the cluster key can run code as the user of every node.",
+        epilog="A node is started by discoro-node. `discoro join --help` and `discoro key --help` tell more.",
         allow_abbrev=False,
     )
     p.add_argument("--version", action="version", version=f"discoro {__version__}")
-    commands = p.add_subparsers(required=True, metavar="COMMAND")
+    commands = p.add_subparsers(required=True, metavar="join|key")
     keys.add_join(commands)
     keys.add_key(commands)
     return p

@@ -57,7 +57,13 @@ def add_key(commands: Any) -> None:
     """The commands `key show` and `key new`."""
     key = commands.add_parser("key", help="show or change the cluster key", allow_abbrev=False)
     verbs = key.add_subparsers(required=True, metavar="show|new")
-    show = verbs.add_parser("show", help="print the code that other machines join with", allow_abbrev=False)
+    show = verbs.add_parser(
+        "show",
+        help="print the code that other machines join with",
+        description="Print the code of this machine's cluster key, for `discoro join` on other machines. Makes the key where "
+        "there is none.",
+        allow_abbrev=False,
+    )
     add_file(show)
     show.set_defaults(do=show_key)
     new = verbs.add_parser(
@@ -67,8 +73,10 @@ def add_key(commands: Any) -> None:
         "can be changed in turn, each by `discoro join --keep TIME` with the code.",
         allow_abbrev=False,
     )
-    add_keep(new, KEEP, "have the old key accepted for this long (default: 1d)")
-    new.add_argument("--now", action="store_const", const=0.0, dest="keep", help="not at all: the old key may have been seen")
+    how_long = new.add_mutually_exclusive_group()
+    add_keep(how_long, KEEP, "have the old key accepted for this long (default: 1d)")
+    now = "end the old key at once, since somebody may have seen it: machines without the new one are cut off until they join"
+    how_long.add_argument("--now", action="store_const", const=0.0, dest="keep", help=now)
     add_file(new)
     new.set_defaults(do=change_key)
 
@@ -97,7 +105,10 @@ def seconds_of(text: str) -> float:
 def join(options: argparse.Namespace) -> None:
     """Put the key that the code stands for into the key file."""
     path = path_of(options)
-    key = key_of_code(code_from(options))
+    code = code_from(options)
+    if not code.strip():
+        raise ConfigError("no code was given, and nothing is changed: `discoro key show` prints it on the other machine")
+    key = key_of_code(code)
     before = read_key_file(path).at(time.time()) if os.path.lexists(path) else None
     if before is not None and key in (before.key, before.following):
         say(f"this machine has that key already: {path}")
@@ -118,9 +129,11 @@ def show_key(options: argparse.Namespace) -> None:
     if make_key_file(path):
         say(f"there was no key here: {path} was made now")
     keys = read_key_file(path).at(time.time())
-    print(code_of(keys.following or keys.key))
+    give(code_of(keys.following or keys.key))
     if keys.following is not None:
+        left = f"{max(1.0, (keys.since - time.time()) // 60):.0f}m"
         say(f"this is the new key; the old one is accepted here until {time_text(keys.since)}")
+        say(f"on machines that have the old one: discoro join --keep {left}, and paste it")
     say("on each further machine: discoro join, and paste it. Whoever has it can run code as you")
 
 
@@ -143,7 +156,7 @@ def change_key(options: argparse.Namespace) -> None:
     else:
         write_key_file(path, KeyFile(key))
         say(f"the old key is accepted no more; {FOLLOWING}")
-    print(code_of(key))
+    give(code_of(key))
     keep = f" --keep {in_words(options.keep)}" if before is not None and options.keep else ""
     say(f"on each other machine: discoro join{keep}, and paste it")
 
@@ -174,13 +187,24 @@ def code_from(options: argparse.Namespace) -> str:
         try:
             return getpass.getpass("the code, as `discoro key show` prints it there (it is not shown here): ")[:CODE_LIMIT]
         except EOFError:
+            print(file=sys.stderr)  # the prompt's line ends
             return ""
     return sys.stdin.readline(CODE_LIMIT)
 
 
+def give(code: str) -> None:
+    """Print a code. ConfigError where nobody reads it: in a pipe to ssh, say, that did not get through."""
+    try:
+        print(code, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        raise ConfigError("whoever was to read the code is gone: `discoro key show` prints it again") from None
+
+
 def say(text: str) -> None:
     """To the person: on a terminal in lines that fit, else in one."""
+    text = f"discoro: {text}"
     if sys.stderr.isatty():
         columns = max(shutil.get_terminal_size().columns, 40)
-        text = textwrap.fill(text, columns - 9, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    print(f"discoro: {text}", file=sys.stderr, flush=True)
+        text = textwrap.fill(text, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    print(text, file=sys.stderr, flush=True)
