@@ -20,6 +20,7 @@ from discoro.errors import ConfigError, DiscoroError, ProtocolError, Refused, Un
 from discoro.interfaces import Interfaces
 from discoro.link import Link
 from discoro.messages import MAX_ADDRESSES, MAX_NAME, MAX_U64, PROTOCOL_VERSION, Greeting
+from discoro.security import Security
 
 if TYPE_CHECKING:
     from discoro.discovery import Discovery
@@ -38,7 +39,7 @@ SAY_TRIED = 0.9, 1.2  # seconds after which it is said why a node that was heard
 # first, and that nothing answers at all by the second
 LEFT_ALONE = 10.0  # seconds until a node that refused us is dialled again, however often it is heard: it logs each greeting
 MAX_TOLD = 1000  # nodes that one peer may tell of at once
-KEY_STEP = "On one machine of the cluster run `discoro key show`, then here `discoro join`"
+KEY_STEP = "On the machine whose key is to stay run `discoro key show`, on the other `discoro join`"  # for both: each says it
 
 
 class Dialler(Protocol):
@@ -46,6 +47,8 @@ class Dialler(Protocol):
 
     @property
     def me(self) -> Greeting: ...
+    @property
+    def security(self) -> Security: ...
     def meet(self, birth: int, addresses: Sequence[str]) -> Link | None: ...
     def heard_of(self, birth: int, addresses: Sequence[str]) -> None: ...
     async def wanted(self, birth: int) -> None: ...
@@ -187,15 +190,22 @@ class Finding:
         known, _ = self._unusable.get(who, ("", 0))
         if known == why or len(self._unusable) >= MAX_UNUSABLE:
             return
-        step = f". {KEY_STEP}" if ANOTHER_KEY in why and not self.another_key else ""
+        step = f". {self.key_step}" if ANOTHER_KEY in why and not self.another_key else ""
         self._unusable[who] = why, birth
         if known and known in why:  # the same, and that it is the end
             return
         log.warning("! not usable: %s%s", self._told_of(who), step)
 
     @property
+    def key_step(self) -> str:
+        """What helps with another key. `discoro join` changes a key file, which counts for nothing beside a secret."""
+        security = self._dialler.security
+        from_file = security.path is not None or self._dialler.me.role == "worker"  # which has no path, and is seldom asked
+        return KEY_STEP if from_file else f"Start both with the same one; this side's: {security.origin}"
+
+    @property
     def another_key(self) -> bool:
-        """Whether somebody who cannot be used has another key: KEY_STEP may help."""
+        """Whether somebody who cannot be used has another key: `key_step` may help."""
         return any(ANOTHER_KEY in why for why, _ in self._unusable.values())
 
     def why_none(self) -> list[str]:

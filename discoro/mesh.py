@@ -34,7 +34,7 @@ from discoro.driving import check_coroutine
 from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
 from discoro.exchange import Exchange, directory_at_peer, name_at_peer, process_meant
 from discoro.exits import Exits
-from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, KEY_STEP, Finding, whereabouts, with_port
+from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, Finding, whereabouts, with_port
 from discoro.interfaces import interfaces, refuse_public
 from discoro.introducing import Introducing
 from discoro.link import Link, State
@@ -378,7 +378,7 @@ class Mesh:
         lines = [f"no usable node{how}", f'  this side: cluster "{options.cluster}", {self.security.origin}']
         lines += [f"  {line}" for line in (finding.why_none() if finding is not None else ())]
         if finding is not None and finding.another_key:
-            lines.append(f"  {KEY_STEP}")
+            lines.append(f"  {finding.key_step}")
         lines += [
             "  try  discoro-node                            here or elsewhere, same key",
             '       peers=["HOST"], or DISCORO_PEERS=HOST   where multicast does not reach',

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from discoro.connections import ANOTHER_KEY
 from discoro.coro import Coro
 from discoro.errors import ConfigError, DiscoroError, NoSuchCoro, PeerLost, Timeout, Unreachable
-from discoro.finding import INQUIRE_TIMEOUT, KEY_STEP, Finding, with_port
+from discoro.finding import INQUIRE_TIMEOUT, Finding, with_port
 from discoro.link import Link, State
 from discoro.mailbox import MAILBOX_MESSAGES
 from discoro.messages import MAX_ADDRESSES, Greeting
@@ -256,7 +256,7 @@ class Presence:
         except TimeoutError:  # of the inquiry: the caller's own arrives here as a cancellation
             raise Unreachable(f"{address}: did not answer in {INQUIRE_TIMEOUT:g} s") from None
         except DiscoroError as error:
-            step = f". {KEY_STEP}" if ANOTHER_KEY in str(error) else ""
+            step = f". {self._finding.key_step}" if ANOTHER_KEY in str(error) else ""
             raise type(error)(f"{address}: {error}{step}") from None
 
     async def _linked(self, link: Link) -> Peer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from discoro.finding import KEY_STEP, LEFT_ALONE, PORT_RANGE, SAY_TRIED, Finding
 from discoro.interfaces import Interfaces
 from discoro.link import Link
 from discoro.messages import PROTOCOL_VERSION, Greeting
+from discoro.security import Security
 from tests.support import moved_clock
 
 ME = Greeting("00000000000000aa", 1, 0xAA, "me", "client", "default", "3.11", "0", ())
@@ -25,6 +27,7 @@ BOB = Greeting("00000000000000bb", 1, 0xBB, "bob", "node", "default", "3.11", "0
 class Dialler:
     def __init__(self) -> None:
         self.me = ME
+        self.security = Security(bytes(64), "key /home/me/cluster.key", path=Path("/home/me/cluster.key"))
         self.met: list[tuple[int, list[str]]] = []
         self.answers: list[Any] = []
         self.inquired: list[float] = []
@@ -224,6 +227,16 @@ def test_the_step_that_helps_with_another_key_is_logged_once(caplog: pytest.LogC
 
     in_loop(test)
     assert caplog.text.count("not usable") == 3 and caplog.text.count(KEY_STEP) == 1
+
+
+def test_beside_a_secret_nobody_is_sent_to_the_key_file(caplog: pytest.LogCaptureFixture) -> None:
+    def test(dialler: Dialler, find: Finding) -> None:
+        dialler.security = Security(bytes(64), "secret (DISCORO_SECRET)")
+        find.not_usable("10.0.0.1:1", f"it has {ANOTHER_KEY}")
+
+    in_loop(test)
+    assert "Start both with the same one; this side's: secret (DISCORO_SECRET)" in caplog.text
+    assert "discoro join" not in caplog.text
 
 
 def test_a_node_found_in_two_ways_is_told_of_once() -> None:

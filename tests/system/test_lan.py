@@ -292,7 +292,7 @@ def by(way: str, address: str) -> dict[str, object]:
     return {"peers": [address], "mdns": False} if way == "peer" else {}
 
 
-KEY_STEP = "On one machine of the cluster run `discoro key show`, then here `discoro join`"
+KEY_STEP = "On the machine whose key is to stay run `discoro key show`, on the other `discoro join`"
 CLAIM = "By mDNS (not verified) it belongs to cluster 'default', as this side does"
 
 
