@@ -94,11 +94,18 @@ def make_key_file(path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise KeyFileError(
-            f"there is no cluster key {path}, and none can be made ({error.strerror}): "
-            f"make the directory writable. {OTHERWISE}"
-        ) from error
+        raise KeyFileError(f"{_why_none_was_made(path, str(error.strerror))}. {OTHERWISE}") from error
     return True
+
+
+def _why_none_was_made(path: Path, reason: str) -> str:
+    try:
+        path.lstat()
+    except PermissionError:  # a directory of somebody else, say root's: there may be a key or none
+        return f"the cluster key {path} is out of reach of user id {os.geteuid()} ({reason}): check who owns its directory"
+    except OSError:
+        pass
+    return f"there is no cluster key {path}, and none can be made ({reason}): make the directory writable"
 
 
 def write_key_file(path: Path, content: KeyFile) -> None:
@@ -249,7 +256,8 @@ def _refuse_unsafe(path: Path, what: str, status: os.stat_result) -> None:
             f"(user id {os.geteuid()}): use a copy of your own. {OTHERWISE}"
         )
     if status.st_mode & 0o077:
+        another = "make another with `discoro key new --now`" if what == "cluster key" else "take another"
         raise KeyFileError(
             f"the {what} {path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}), who could run "
-            f"code as you: run `chmod 600 {shlex.quote(str(path))}`. Was it read? Use another"
+            f"code as you: run `chmod 600 {shlex.quote(str(path))}`. If it may have been read, {another}"
         )

@@ -79,6 +79,7 @@ def test_show_of_a_file_that_others_can_read_is_refused(path: Path) -> None:
     path.chmod(0o644)
     out, err = discoro(path, "key", "show", status=78)
     assert out == "" and "open to others" in err and "chmod 600" in err
+    assert "If it may have been read, make another with `discoro key new --now`" in err
 
 
 # --- join

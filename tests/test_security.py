@@ -173,6 +173,16 @@ def test_a_key_that_cannot_be_made_names_the_ways_out(plain_user: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_of_a_directory_that_cannot_be_entered_it_is_not_said_that_it_holds_no_key(plain_user: Path) -> None:
+    folder = plain_user / "shut"
+    folder.mkdir()
+    keyed(folder / "cluster.key")
+    folder.chmod(0)
+    text = refused(folder / "cluster.key")
+    folder.chmod(0o700)
+    assert f"out of reach of user id {os.geteuid()} (Permission denied)" in text and "there is no" not in text
+
+
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo", 0o600)  # reading it would wait for a writer
     assert "not a regular file" in refused(tmp_path / "fifo")
