@@ -329,6 +329,31 @@ def test_a_secret_from_a_file_and_from_standard_input(tmp_path: Path) -> None:
     assert done.returncode == 78 and "the secret has 5 characters" in done.stderr
 
 
+@pytest.mark.parametrize(("typed", "status"), [(b"short\n", 78), (b"\x04", 78), (b"\x03", 130)])
+def test_a_secret_is_asked_for_on_a_terminal_and_ctrl_c_ends_that(tmp_path: Path, typed: bytes, status: int) -> None:
+    ours, theirs = pty.openpty()
+    take_terminal = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from discoro.cli.node import main; "
+    launch = [sys.executable, "-c", take_terminal + "sys.exit(main(['--secret-file', '-', '-i', '127.0.0.1']))"]
+    options: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
+    with subprocess.Popen(launch, env=environment(tmp_path), **options) as process:
+        os.close(theirs)
+        shown = b""
+        while b"not shown here): " not in shown:
+            assert select.select([ours], [], [], 20)[0], shown
+            shown += os.read(ours, 4096)
+        os.write(ours, typed)
+        assert process.wait(20) == status
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    assert b"short\r" not in shown and b"Traceback" not in shown and max(map(len, shown.splitlines())) <= 80
+    assert (b"at least 8 are needed" in b" ".join(shown.split())) is (status == 78)
+
+
+def test_a_secret_beside_one_from_standard_input_is_refused(tmp_path: Path) -> None:
+    done = run(tmp_path, "--secret", "correct horse", "--secret-file", "-")
+    assert done.returncode == 78 and "--secret and --secret-file exclude each other" in done.stderr
+
+
 def test_open_at_a_public_address_needs_a_second_word(tmp_path: Path) -> None:
     command = [*COMMAND, *LOOPBACK, "-c", "1", "--open", "--ext-ip-addr", "gate.example.org"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment(tmp_path))

@@ -10,14 +10,13 @@ import argparse
 import getpass
 import os
 import re
-import shutil
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 from discoro.cli.arguments import conceal
+from discoro.cli.terminal import folded
 from discoro.errors import ConfigError
 from discoro.keyfile import (
     KeyFile,
@@ -202,9 +201,5 @@ def give(code: str) -> None:
 
 
 def say(text: str) -> None:
-    """To the person: on a terminal in lines that fit, else in one."""
-    text = f"discoro: {text}"
-    if sys.stderr.isatty():
-        columns = max(shutil.get_terminal_size().columns, 40)
-        text = textwrap.fill(text, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    print(text, file=sys.stderr, flush=True)
+    """To the person."""
+    print(folded(f"discoro: {text}"), file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import getpass
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from typing import Any
 from discoro import __version__
 from discoro.adverts import LABEL_LIMIT
 from discoro.cli.arguments import conceal
+from discoro.cli.terminal import folded
 from discoro.errors import ConfigError, PortTaken
 from discoro.finding import BASE_PORT, PORT_RANGE
 from discoro.keyfile import code_of, read_key_file
@@ -45,12 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger("discoro").setLevel(logging.DEBUG)
     set_limits()
     try:
+        if options.secret_file == "-" and options.secret is None:  # here: an event loop would keep Ctrl-C from ending the wait
+            options.secret_file, options.secret_from_input = None, secret_from_input()
         return asyncio.run(run(options))
     except PortTaken as error:
-        say(f"discoro-node: {error} (-p)")
+        say(folded(f"discoro-node: {error} (-p)"))
         return UNAVAILABLE
     except ConfigError as error:
-        say(f"discoro-node: {error}")
+        say(folded(f"discoro-node: {error}"))
         return CONFIG
     except KeyboardInterrupt:  # before anything was begun, or after all was ended
         return 130
@@ -160,6 +164,7 @@ def add_trust(group: Any) -> None:
     group.add_argument("-s", "--secret", type=Secret, metavar="TEXT", help=text)
     text = "the same from a file that only you can read, or from a line of standard input (-)"
     group.add_argument("--secret-file", "--secret_file", metavar="FILE", help=text)
+    group.set_defaults(secret_from_input=None)
     group.add_argument("--certfile", metavar="FILE", help="with --keyfile: a pair that the group shares, as its key (not TLS)")
     group.add_argument("--keyfile", metavar="FILE", help="the private key of --certfile")
     group.add_argument("--open", action="store_true", help="no key: whoever reaches this machine can run code on it")
@@ -224,15 +229,27 @@ def security_of(options: argparse.Namespace) -> Security:
         wiped = conceal(options.secret)
         seen = "was seen in the list of processes until now" if wiped else "shows in the list of processes"
         log.warning("--secret %s, and may stand in your shell's history: prefer --secret-file or DISCORO_SECRET", seen)
-    from_input = options.secret_file == "-"
     return Security.from_options(
         key_file=options.key_file,
-        secret=sys.stdin.readline().rstrip("\r\n") if from_input else options.secret,
-        secret_file=None if from_input else options.secret_file,
+        secret=options.secret if options.secret_from_input is None else options.secret_from_input,
+        secret_file=options.secret_file,
         certfile=options.certfile,
         keyfile=options.keyfile,
         open=options.open,
     )
+
+
+def secret_from_input() -> Secret:
+    """A line of standard input; typed at a terminal, it is asked for and not shown."""
+    if not sys.stdin.isatty():
+        return Secret(sys.stdin.readline().rstrip("\r\n"))
+    try:
+        return Secret(getpass.getpass("the secret (it is not shown here): "))
+    except (EOFError, KeyboardInterrupt) as error:
+        print(file=sys.stderr)  # the prompt's line ends
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return Secret("")
 
 
 def mesh_options(options: argparse.Namespace) -> dict[str, Any]:
