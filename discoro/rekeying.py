@@ -119,7 +119,7 @@ class Rekeying:
         self._peers.use_key(security)
         level = logging.WARNING if self._around.me.role == "node" else logging.INFO
         where = f"; whoever has only the new one is let in at {', '.join(opened)}" if opened else ""
-        log.log(level, "= another cluster key: %s%s", security.origin, where)
+        log.log(level, "= the cluster's key has changed: %s%s", security.origin, where)
         if opened:
             self._around.addresses += opened
             self._peers.listen_at(self._around.addresses)

@@ -144,7 +144,7 @@ def test_a_key_is_changed_and_nothing_is_lost(cluster: Cluster) -> None:
     begun = time.time()
     code = cluster.discoro("key", "new", "--keep", f"{KEEP:.0f}s", key_file=cluster.key)
     cluster.discoro("join", "--keep", f"{KEEP:.0f}s", key_file=followed, code=code)
-    cluster.until_said("another cluster key")
+    cluster.until_said("the cluster's key has changed")
     both = read_key_file(cluster.key)
     assert both.following == key_of_code(code) and KEEP - 1 < both.since - begun < KEEP + 10
 
@@ -153,7 +153,7 @@ def test_a_key_is_changed_and_nothing_is_lost(cluster: Cluster) -> None:
     assert cluster.visit(forgotten) == "42", "the old key is accepted meanwhile"
     assert cluster.visit(fresh) == "42", "the new one too, at the second door"
 
-    cluster.until_said("another cluster key", times=2)
+    cluster.until_said("the cluster's key has changed", times=2)
     assert cluster.visit(fresh) == "42"
     assert "another cluster key" in cluster.visit(forgotten), "the old key is accepted no more"
 
@@ -171,7 +171,7 @@ def test_a_key_that_may_have_been_seen_is_changed_at_once(cluster: Cluster) -> N
     stream = cluster.program(STREAM, cluster.key)
     stream.next("running", NOTICED)
     code = cluster.discoro("key", "new", "--now", key_file=cluster.key)
-    cluster.until_said("another cluster key")
+    cluster.until_said("the cluster's key has changed")
     assert "another cluster key" in cluster.visit(left_behind)
     cluster.discoro("join", key_file=left_behind, code=code)
     assert cluster.visit(left_behind) == "42"
@@ -188,7 +188,7 @@ def test_a_machine_that_made_its_own_key_joins_without_a_restart(cluster: Cluste
     assert "another cluster key" in cluster.visit(other)
     code = cluster.discoro("key", "show", key_file=other)
     cluster.discoro("join", key_file=cluster.key, code=code)
-    cluster.until_said("another cluster key")
+    cluster.until_said("the cluster's key has changed")
     assert cluster.visit(other) == "42"
 
 
