@@ -23,6 +23,7 @@ import pytest
 from discoro import __version__
 from discoro.cli import node as command
 from discoro.cli.node import host_of, name_of, parser, port_of, processors, size_of, slots_of, wrapped
+from discoro.cli.terminal import folded
 from discoro.errors import ConfigError
 from discoro.keyfile import code_of, read_key_file
 from tests.support.commands import ROOT, Machines, NodeCommand
@@ -347,6 +348,15 @@ def test_a_secret_is_asked_for_on_a_terminal_and_ctrl_c_ends_that(tmp_path: Path
     os.close(ours)
     assert b"short\r" not in shown and b"Traceback" not in shown and max(map(len, shown.splitlines())) <= 80
     assert (b"at least 8 are needed" in b" ".join(shown.split())) is (status == 78)
+
+
+def test_what_is_said_on_a_terminal_fits_it_and_divides_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"discoro: {'a key ' * 10}is open to others: run `chmod 600 /home/ada/cluster.key`"
+    assert folded(text) == text, "no terminal"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = folded(text).splitlines()
+    assert [len(line) <= 80 for line in lines] == [True, True] and lines[1] == "  others: run `chmod 600 /home/ada/cluster.key`"
 
 
 def test_a_secret_beside_one_from_standard_input_is_refused(tmp_path: Path) -> None:
