@@ -16,8 +16,8 @@ from typing import NamedTuple
 from discoro.errors import DiscoroError, Overloaded, ProtocolError
 from discoro.link import Link
 from discoro.mailbox import MAILBOX_BYTES, MAILBOX_MESSAGES
-from discoro.messages import Message, Notice, Part, body_size
-from discoro.outbox import QUEUE_BYTES, QUEUE_OPERATIONS
+from discoro.messages import BATCH_OPERATIONS, Message, Notice, Part, body_size
+from discoro.outbox import QUEUE_BYTES, QUEUE_OPERATIONS, WINDOW_BYTES, WINDOW_FRAMES
 from discoro.references import CoroRef
 
 log = logging.getLogger("discoro.holding")
@@ -25,9 +25,10 @@ log = logging.getLogger("discoro.holding")
 HELD_MESSAGES = MAILBOX_MESSAGES  # as many again wait at each sender as a mailbox takes
 HELD_BYTES = MAILBOX_BYTES
 MAX_FULL = 10_000  # mailboxes that one peer says are full: so many full ones take 100 GB there
-# What still comes for a mailbox from a peer that was told that it is full: no more than was queued there before, or under way.
-OVERRUN_MESSAGES = 2 * QUEUE_OPERATIONS
-OVERRUN_BYTES = 2 * QUEUE_BYTES  # and one message, which may be larger
+# What still comes for a mailbox from a peer that was told that it is full: what was under way by then, what was queued there, and
+# as much again that was queued before the news came there. The largest message does not count, as in its queue (`has_room`).
+OVERRUN_MESSAGES = WINDOW_FRAMES * BATCH_OPERATIONS + 2 * QUEUE_OPERATIONS
+OVERRUN_BYTES = WINDOW_BYTES + 2 * QUEUE_BYTES
 
 Key = tuple[int, int]  # birth and coro-id
 
@@ -50,10 +51,10 @@ class _Queue:
 class _Overrun:
     """What came over one link for a mailbox here since that link was told that it is full."""
 
-    __slots__ = ("messages", "size")
+    __slots__ = ("largest", "messages", "size")
 
     def __init__(self) -> None:
-        self.messages = self.size = 0
+        self.messages = self.size = self.largest = 0  # size and largest in bytes
 
 
 class Holding:
@@ -160,10 +161,11 @@ class Holding:
         overrun = self._told.get(coro_id, {}).get(link)
         if overrun is None:
             return False
-        if overrun.messages >= OVERRUN_MESSAGES or overrun.size >= OVERRUN_BYTES:
+        if overrun.messages >= OVERRUN_MESSAGES or overrun.size - overrun.largest >= OVERRUN_BYTES:
             return True
         overrun.messages += 1
         overrun.size += size
+        overrun.largest = max(overrun.largest, size)
         return False
 
     def told_full(self, coro_id: int) -> list[Link]:

@@ -11,7 +11,8 @@ from discoro import holding as rooms
 from discoro import messages
 from discoro.errors import Overloaded, PeerLost, ProtocolError, TooLarge
 from discoro.holding import Holding
-from discoro.messages import Message, Notice
+from discoro.messages import BATCH_OPERATIONS, Message, Notice
+from discoro.outbox import QUEUE_OPERATIONS, WINDOW_FRAMES
 from discoro.references import CoroRef
 
 REF = CoroRef("00000000000000aa", 1, 0xAA, 7, "ada")
@@ -146,7 +147,7 @@ def test_one_peer_says_of_so_many_mailboxes_that_they_are_full(monkeypatch: pyte
         holding.full((REF.birth, coro_id))
 
 
-@pytest.mark.parametrize(("limit", "value"), [("OVERRUN_MESSAGES", 3), ("OVERRUN_BYTES", 30)])
+@pytest.mark.parametrize(("limit", "value"), [("OVERRUN_MESSAGES", 3), ("OVERRUN_BYTES", 20)])
 def test_a_peer_that_was_told_sends_no_more_than_was_under_way(limit: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, limit, value)
     holding, one, other = Holding(), link(), link(0xBB)
@@ -156,3 +157,19 @@ def test_a_peer_that_was_told_sends_no_more_than_was_under_way(limit: str, value
     assert not holding.overruns(7, other, 10)
     assert holding.told_full(7) == [one, other]
     assert not holding.overruns(7, one, 10), "there was room again"
+
+
+def test_one_large_message_that_was_under_way_is_no_overrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sender may queue more behind it: the largest does not count there either."""
+    monkeypatch.setattr(rooms, "OVERRUN_BYTES", 30)
+    holding, one = Holding(), link()
+    holding.tell_full(7, one)
+    assert [holding.overruns(7, one, size) for size in (10, 1000, 10, 10, 10)] == [False] * 4 + [True]
+
+
+def test_all_that_an_honest_peer_may_have_queued_is_no_overrun() -> None:
+    """A window of full frames under way and a full queue behind it, before it hears that the mailbox is full."""
+    queued = WINDOW_FRAMES * BATCH_OPERATIONS + QUEUE_OPERATIONS
+    holding, one = Holding(), link()
+    holding.tell_full(7, one)
+    assert not any(holding.overruns(7, one, 32) for _ in range(queued))

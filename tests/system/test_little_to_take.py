@@ -20,7 +20,7 @@ import pytest
 
 from discoro import messages
 from discoro.arrivals import MAX_UNGREETED
-from discoro.holding import MAX_FULL
+from discoro.holding import MAX_FULL, OVERRUN_MESSAGES
 from discoro.messages import BATCH_OPERATIONS, Bye, Hold, Message, Operation, Request
 from discoro.outbox import PIECES_OWED
 from discoro.process import DESCRIPTORS
@@ -301,9 +301,9 @@ def test_who_asks_what_is_never_answered_is_told_at_a_limit(victim: Victim) -> N
 
 
 def test_who_does_not_heed_that_a_mailbox_is_full_is_cut_off(victim: Victim) -> None:
-    with victim.within(256, victim.client_pid), RawPeer(door(victim.client_address), victim.security) as peer:
+    with victim.within(384, victim.client_pid), RawPeer(door(victim.client_address), victim.security) as peer:
         greeting = peer.greet(victim)
-        flood(peer, greeting.resume, Message(victim.deaf, [b"x" * 64]), 250_000)
+        flood(peer, greeting.resume, Message(victim.deaf, [b"x" * 64]), OVERRUN_MESSAGES + 50_000)
         assert "is full, which was told" in farewell(peer).reason
         victim.serve()
 
