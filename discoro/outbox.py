@@ -22,10 +22,13 @@ PIECES_BYTES = 4 * messages.MIB  # pieces in flight: the rest of the window stay
 STREAMS = 8  # large operations whose pieces alternate
 QUEUE_OPERATIONS = 100_000  # waiting to be sent, past which `has_room` is false: 64-byte messages, some 30 MB
 QUEUE_BYTES = 64 * messages.MIB
-# Answers that wait for a peer, beside a window of them on the way: who does not read asks for no more; larger ones may hold
-# as much as one message. Notices of ends do not count: each frees a coroutine, which took more.
+# Answers that wait for a peer, beside a window of them on the way: who does not read asks for no more. Where they hold as much as
+# one message, errors take the place of further large ones: a link may be slow, and a few asks bring much. Past the last limit
+# nobody honest is left. Notices of ends do not count: each frees a coroutine, which took more.
 OWED_REPLIES = WINDOW_FRAMES * messages.BATCH_OPERATIONS
 OWED_BYTES = messages.MAX_MESSAGE
+OWED_BYTES_MOST = 3 * messages.MAX_MESSAGE  # with the one that was let in last, and a full count of small ones
+SMALL_REPLY = 4 * messages.KIB
 PIECES_OWED = 32 * messages.MIB  # answers beside which no piece of a blob is read from the disk: twice what one peer asks for
 LARGEST_FRAME = messages.PIECE_SIZE + messages.MAX_FIELDS + 16 * messages.KIB  # a first piece, its fields and sizes
 
@@ -88,7 +91,11 @@ class Outbox:
 
     def takes_replies(self) -> bool:
         """Whether a reply may be queued: else the peer asks, and does not read what it gets."""
-        return self._owed < OWED_REPLIES and self._owed_bytes < OWED_BYTES
+        return self._owed < OWED_REPLIES and self._owed_bytes < OWED_BYTES_MOST
+
+    def takes_reply(self, size: int) -> bool:
+        """Whether a reply with so many bytes of body may be queued beside those that wait; a small one always."""
+        return size <= SMALL_REPLY or self._owed_bytes < OWED_BYTES
 
     def takes_pieces(self) -> bool:
         """Whether pieces of blobs should be queued, which are read for one reply each."""

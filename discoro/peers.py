@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from discoro import messages
 from discoro.connections import ANOTHER_KEY, Ended
-from discoro.errors import PeerLost, ProtocolError, Refused, Unreachable
+from discoro.errors import Overloaded, PeerLost, ProtocolError, Refused, Unreachable, to_wire
 from discoro.link import PEER_ENDED, Action, Dial, Drop, Introduce, Link, Send, SendGreeting, State, refusal, worth_dialling
 from discoro.messages import Greeting, Operation, Part, Reply
 from discoro.throttle import Throttle
@@ -121,9 +121,11 @@ class Peers:
         """
         if link.ended:
             raise PeerLost(f"{link!r} has ended: {link.lost_because}")
-        if type(operation) is Reply and not link.outbox.takes_replies():
-            self._loop.call_soon(self._answers_wait, link)
-            return
+        if type(operation) is Reply:
+            if not link.outbox.takes_replies():
+                self._loop.call_soon(self._answers_wait, link)
+                return
+            operation = self._sized(link, operation)
         link.send(operation, lane)
         if link in self._dirty:
             return
@@ -131,6 +133,13 @@ class Peers:
             self._loop.call_soon(self._flush)
         self._dirty[link] = None
         self._settle(link)
+
+    @staticmethod
+    def _sized(link: Link, reply: Reply) -> Reply:
+        """The reply; or, where too much waits already for the peer, the error that says so in its place."""
+        if link.outbox.takes_reply(messages.body_size(reply.body)):
+            return reply
+        return Reply(reply.id, False, list(to_wire(Overloaded(f"{link.outbox.owed} wait for you already: ask for less at a time"))))
 
     async def room(self, birth: int) -> None:
         """Until pieces of blobs may be queued for that process; at once where it is not linked."""

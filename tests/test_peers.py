@@ -319,6 +319,26 @@ def test_who_does_not_take_its_answers_is_told_and_cut_off(monkeypatch: pytest.M
     with_peers(test)
 
 
+def test_large_answers_past_the_limit_become_errors_and_the_link_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "OWED_BYTES", messages.MIB)
+
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        link = peers.get(THEM.birth)
+        assert link is not None
+        large = outbox.PIECES_BYTES + 2 * messages.MIB  # more than leaves at once
+        for number, size in enumerate((large, large, 100)):
+            peers.post(link, Reply(number, True, 0, [bytes(size)]))
+        await asyncio.sleep(1)
+        replies = [each for _, frame in recorder.sent if isinstance(frame, Data) for each in frame.operations]
+        told = {reply.id: (reply.ok, reply.value) for reply in replies if isinstance(reply, Reply)}
+        assert told[2] == (True, 0) and not told[1][0]
+        assert told[1][1][0] == "Overloaded" and "wait for you already: ask for less at a time" in told[1][1][1]
+        assert peers.get(THEM.birth) is link and link.state is State.OPEN
+
+    with_peers(test)
+
+
 def test_who_reads_blobs_waits_until_it_has_taken_some_or_is_gone() -> None:
     async def test(peers: Peers, recorder: Recorder) -> None:
         peers.received(1, hello())
