@@ -41,6 +41,11 @@ class Arrival(NamedTuple):
         """Where it came from."""
         return self.ends[1][0] if self.ends else "an address that was gone at once"
 
+    @property
+    def port(self) -> int | None:
+        """Where it came in; None for one that was gone at once."""
+        return self.ends[0][1] if self.ends else None
+
 
 class Arrivals:
     """All of one listener. Each is told of by `accepted`, perhaps `greeted`, and `ended`."""

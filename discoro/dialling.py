@@ -129,7 +129,9 @@ class Outbound:
         self.drop(flush=True)
 
     def outlived(self, why: str) -> None:
-        """It is no good any more: ends soon, as broken."""
+        """It is no good any more: ends soon, as broken; nothing more is heard of it."""
+        if self._state in (_State.UP, _State.ENDING):
+            self._frames.stop()
         if self._state is not _State.DONE:
             self._end_soon(Ended.BROKEN if self._state is _State.UP else Ended.UNREACHABLE, why)
 

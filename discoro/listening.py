@@ -79,6 +79,11 @@ class Inbound:
         self.deaf = False  # dropped, and not yet gone: it is asked to close, and not listened to
         self.lost = False  # gone; frames that came before are still read
 
+    @property
+    def port(self) -> int | None:
+        """The port of ours that it came in at; None where that was not told."""
+        return self.arrival.port if self.arrival is not None else None
+
     def send(self, parts: Sequence[Part]) -> bool:
         return not self.deaf and self._listener.write(self, parts)
 
@@ -103,13 +108,24 @@ class Inbound:
 class Door:
     """One port on every address where this process listens."""
 
-    security: Security  # who is let in
-
-    def __init__(self, listening: Sequence[socket.socket]) -> None:
+    def __init__(self, listening: Sequence[socket.socket], security: Security) -> None:
+        self.security = security  # who is let in
         # as plain numbers: in a forked child all copies of our sockets are closed, and no object may close them again
         self.port: int = listening[0].getsockname()[1]
         self.descriptors = [each.detach() for each in listening]
         self.endpoints: list[str] = []
+
+    def copies(self) -> list[int]:
+        """A copy of each of its sockets. OSError, and none is left, where there are no descriptors."""
+        made: list[int] = []
+        try:
+            for descriptor in self.descriptors:
+                made.append(os.dup(descriptor))
+        except OSError:
+            for copy in made:
+                os.close(copy)
+            raise
+        return made
 
     def close(self) -> None:
         for descriptor in self.descriptors:
@@ -183,9 +199,13 @@ class Listener:
         for port in itertools.repeat(0, FREE_PORT_TRIES) if ports is None else ports:
             listening = _listening(hosts, port)
             if listening is not None:
-                door = Door(listening)
+                door = Door(listening, security)
+                try:
+                    self._open(door, door.copies())
+                except BaseException:  # whatever it is, no port stays taken
+                    door.close()
+                    raise
                 self._doors.append(door)
-                self.change_key(len(self._doors) - 1, security)
                 return door.port
         where = " and ".join(hosts)
         if not ports:
@@ -199,19 +219,30 @@ class Listener:
         Nobody is refused meanwhile: who dials waits until libzmq looks at the door again, a fraction of a millisecond.
         """
         door = self._doors[number]
+        copies = door.copies()  # before anything ends: this is what can fail
         for endpoint in door.endpoints:
             self._socket.unbind(endpoint)
-        security.secure_server(self._socket)
         door.security = security
-        door.endpoints = [self._bind(descriptor) for descriptor in door.descriptors]
+        self._open(door, copies)
         for inbound in list(self._by_id.values()):  # the monitor does not tell of connections that we end ourselves
-            self.look(inbound)
+            if inbound.lost or inbound.deaf:
+                continue
+            if inbound.port == door.port:
+                inbound.deaf = True  # libzmq would still hand up what it has of them
+                self._lose(inbound)
+            elif inbound.port is None:  # where it came in is not told yet
+                self._expel(inbound, "a key was changed")
+
+    def _open(self, door: Door, copies: Sequence[int]) -> None:
+        """Have libzmq accept at these copies of its sockets who has its key."""
+        door.security.secure_server(self._socket)
+        door.endpoints = [self._bind(copy) for copy in copies]
 
     def _bind(self, descriptor: int) -> str:
-        """Have libzmq accept at a copy of that socket; the endpoint."""
+        """Have libzmq accept at that socket, which is its own from now on; the endpoint."""
         host, port = _where(descriptor)
         self._socket.ipv6 = ":" in host
-        self._socket.set(zmq.USE_FD, os.dup(descriptor))
+        self._socket.set(zmq.USE_FD, descriptor)
         try:
             self._socket.bind(f"tcp://{address_of(host, port)}")
         finally:

@@ -22,9 +22,9 @@ PIECES_BYTES = 4 * messages.MIB  # pieces in flight: the rest of the window stay
 STREAMS = 8  # large operations whose pieces alternate
 QUEUE_OPERATIONS = 100_000  # waiting to be sent, past which `has_room` is false: 64-byte messages, some 30 MB
 QUEUE_BYTES = 64 * messages.MIB
-# Answers that wait for a peer, beside a window of them on the way: who does not read asks for no more. Where they hold as much as
-# one message, errors take the place of further large ones: a link may be slow, and a few asks bring much. Past the last limit
-# nobody honest is left. Notices of ends do not count: each frees a coroutine, which took more.
+# Answers that wait for a peer, beside a window of them on the way: who does not read asks for no more. Where they hold as much
+# as one message, errors take the place of further large ones: a link may be slow, and a few asks bring much. Past the last
+# limit nobody honest is left. Notices of ends do not count: each frees a coroutine, which took more.
 OWED_REPLIES = WINDOW_FRAMES * messages.BATCH_OPERATIONS
 OWED_BYTES = messages.MAX_MESSAGE
 OWED_BYTES_MOST = 3 * messages.MAX_MESSAGE  # with the one that was let in last, and a full count of small ones

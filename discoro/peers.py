@@ -139,7 +139,8 @@ class Peers:
         """The reply; or, where too much waits already for the peer, the error that says so in its place."""
         if link.outbox.takes_reply(messages.body_size(reply.body)):
             return reply
-        return Reply(reply.id, False, list(to_wire(Overloaded(f"{link.outbox.owed} wait for you already: ask for less at a time"))))
+        error = Overloaded(f"{link.outbox.owed} wait for you already: ask for less at a time")
+        return Reply(reply.id, False, list(to_wire(error)))
 
     async def room(self, birth: int) -> None:
         """Until pieces of blobs may be queued for that process; at once where it is not linked."""

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from discoro.errors import DiscoroError, KeyFileError, PortTaken, ProtocolError
+from discoro.errors import ConfigError, DiscoroError, KeyFileError, ProtocolError
 from discoro.messages import MAX_ADDRESSES, MAX_NAME, Greeting
 from discoro.peers import Peers
 from discoro.requests import Incoming
@@ -65,7 +65,7 @@ def _mark(path: Path) -> object:
         status = os.stat(path)
     except OSError as error:
         return error.errno
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode, status.st_uid
+    return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size, status.st_mode, status.st_uid
 
 
 class Doors(Protocol):
@@ -95,6 +95,7 @@ class Rekeying:
         self._peers = peers
         self._doors = doors
         self._ports = ports
+        self._wanted = security  # differs from `security` while there are no descriptors to change it with
 
     def __repr__(self) -> str:
         return f"<Rekeying {self.security!r}>"
@@ -114,9 +115,15 @@ class Rekeying:
 
     def use(self, security: Security) -> None:
         """From now on this is the cluster's key, and what follows it is accepted as well."""
-        opened = self._open(security)
-        self.security = security
+        self._wanted = security
         self._peers.use_key(security)
+        try:
+            opened = self._open(security)
+        except OSError as error:
+            log.warning("! the cluster key is not wholly changed yet, and that is tried again: %s", error)
+            self._around.spawn(self._use_later(security))
+            return
+        self.security = security
         level = logging.WARNING if self._around.me.role == "node" else logging.INFO
         where = f"; whoever has only the new one is let in at {', '.join(opened)}" if opened else ""
         log.log(level, "= the cluster's key has changed: %s%s", security.origin, where)
@@ -128,11 +135,17 @@ class Rekeying:
         for tell in self.on_changed:
             tell()
 
+    async def _use_later(self, security: Security) -> None:
+        """Once there may be descriptors again; unless another key came meanwhile."""
+        await asyncio.sleep(LOOK_SECONDS)
+        if self._wanted is security:
+            self.use(security)
+
     def _open(self, security: Security) -> list[str]:
-        """Put it to use; the addresses of the second door, where that is opened now."""
+        """Put it to use; the addresses of the second door, where that is opened now. OSError: no descriptors left."""
         try:
             return self._doors.use(security, self._ports)
-        except PortTaken as error:
+        except ConfigError as error:  # no port is free, or an address that was here at the start is gone
             log.warning("! whoever has only the new cluster key cannot come in here: %s", error)
             return []
 

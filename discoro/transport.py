@@ -79,30 +79,26 @@ class Transport:
         """Change the key: `security` is what counts from now on, and what follows it gets a door of its own, at one of
         `ports`. Returns the addresses of the second door where it was opened by this call, else none.
 
-        Connections under a key that is accepted no more end as BROKEN. PortTaken where `ports` are taken; then nothing changed.
+        Connections under a key that is accepted no more end as BROKEN, and nothing more is heard of them, not even what came
+        before. PortTaken, ConfigError, OSError where there can be no second door; all else is done then, and OSError without
+        descriptors for the rest: to be called again.
         """
         self._refuse_when_closed()
-        opened: list[str] = []
-        if self._listener is not None:
-            opened = self._change_doors(self._listener, security, ports)
         self.security = security
         for line in list(self._lines.values()):
             if isinstance(line, Outbound) and not any(line.security.same_key(each) for each in self.keys):
                 line.outlived("the cluster's key was changed")
-        return opened
+        return self._change_doors(self._listener, security, ports) if self._listener is not None else []
 
     def _change_doors(self, listener: Listener, security: Security, ports: range | None) -> list[str]:
-        opened: list[str] = []
-        second = security.following or security
-        if len(listener.keys) > 1:
-            if not listener.keys[1].same_key(second):
-                listener.change_key(1, second)
-        elif security.following is not None:
-            port = listener.open_door(self._hosts, ports, second)
-            opened = [address_of(host, port) for host in self._hosts]
-            self._addresses += opened
-        if not listener.keys[0].same_key(security):
-            listener.change_key(0, security)
+        for number, key in enumerate((security, security.following or security)[: len(listener.keys)]):
+            if not listener.keys[number].same_key(key):
+                listener.change_key(number, key)
+        if security.following is None or len(listener.keys) > 1:
+            return []
+        port = listener.open_door(self._hosts, ports, security.following)
+        opened = [address_of(host, port) for host in self._hosts]
+        self._addresses += opened
         return opened
 
     @property

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from discoro.errors import PeerLost, PortTaken, ProtocolError
+from discoro.errors import ConfigError, PeerLost, PortTaken, ProtocolError
 from discoro.keyfile import KeyFile, write_key_file
 from discoro.messages import Greeting
 from discoro.peers import Peers
@@ -97,11 +99,11 @@ class Doors:
     def __init__(self) -> None:
         self.used: list[tuple[Security, range | None]] = []
         self.opens: list[str] = []
-        self.taken = False
+        self.error: Exception | None = None
 
     def use(self, security: Security, ports: range | None = None) -> list[str]:
-        if self.taken:
-            raise PortTaken("each port is taken")
+        if self.error is not None:
+            raise self.error
         self.used.append((security, ports))
         opened, self.opens = self.opens, []
         return opened
@@ -191,11 +193,35 @@ def test_a_new_key_needs_no_telling(scene: Scene) -> None:
 def test_where_no_port_is_free_the_key_is_changed_all_the_same(
     scene: Scene, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scene.doors.taken = True
+    scene.doors.error = PortTaken("each port is taken")
     changing = scene.both(path)
     scene.rekeying.use(changing)
     assert scene.rekeying.security is changing and scene.peers.keys == [changing]
     assert "whoever has only the new cluster key cannot come in here" in caplog.text
+
+
+def test_where_an_address_is_gone_the_key_is_changed_all_the_same(
+    scene: Scene, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.doors.error = ConfigError("cannot listen on 192.0.2.7:1")
+    scene.rekeying.use(scene.both(path))
+    assert scene.rekeying.security.following is not None and "192.0.2.7" in caplog.text
+
+
+@pytest.mark.parametrize("overtaken", [False, True])
+def test_without_descriptors_it_is_tried_again_and_the_greetings_change_at_once(
+    scene: Scene, overtaken: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("discoro.rekeying.LOOK_SECONDS", 0.0)
+    scene.doors.error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    scene.rekeying.use(scene.new)
+    assert scene.peers.keys == [scene.new] and scene.told == [] and "tried again: " in caplog.text
+    scene.doors.error = None
+    if overtaken:
+        scene.rekeying.use(scene.old)
+    asyncio.run(scene.settle())
+    last = scene.old if overtaken else scene.new
+    assert [security for security, _ in scene.doors.used] == [last] == scene.told and scene.rekeying.security is last
 
 
 def test_a_process_that_starts_during_a_change_opens_the_second_door(scene: Scene, path: Path) -> None:

@@ -1274,6 +1274,52 @@ def test_at_the_end_both_doors_have_the_new_key_and_connections_of_the_old_one_b
     play(SocketWorld, scenario)
 
 
+def test_of_who_has_only_the_old_key_nothing_is_heard_after_the_change() -> None:
+    """Not even what libzmq had received by then: the process may have been busy for minutes, and the key been out for long."""
+
+    async def scenario(world: SocketWorld) -> None:
+        there, listening = world.transport("old")
+        address = there.listen([LOOPBACK], None)[0]
+        here, dialling = world.transport("old")
+        conn = here.dial(address)
+        await dialling.until_up(conn)
+        here.send(conn, [b"before"])
+        await listening.until(lambda: len(listening.frames) == 1)
+        back = next(iter(listening.frames))
+        here.send(conn, [b"late"])
+        there.send(back, [b"late"])
+        for waiting in (there._listener._socket, here._lines[conn]._socket):
+            assert waiting.poll(1000 * PATIENCE), "it is there, and the event loop has not looked"
+        there.use(trust("new"))
+        here.use(trust("new"))
+        assert await dialling.end_of(conn) is Ended.BROKEN
+        await listening.until(lambda: len(listening.ends) == 1)
+        assert listening.frames == {back: [[b"before"]]} and conn not in dialling.frames
+
+    play(SocketWorld, scenario)
+
+
+def test_without_descriptors_a_key_is_changed_later_and_the_door_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: SocketWorld) -> None:
+        there, _ = world.transport("old")
+        address = there.listen([LOOPBACK, "::1"], None)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr("discoro.listening.os.dup", no_descriptors)
+            with pytest.raises(OSError, match="Too many open files"):
+                there.use(trust("new"))
+            with pytest.raises(OSError, match="Too many open files"):
+                there.use(changing("old", "new"))
+        assert there.use(trust("new")) == []
+        here, dialling = world.transport("new")
+        await dialling.until_up(here.dial(address))
+
+    play(SocketWorld, scenario)
+
+
+def no_descriptors(descriptor: int) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
 def test_a_dial_tries_both_keys_while_one_follows_the_other() -> None:
     async def scenario(world: SocketWorld) -> None:
         here, dialling = world.transport("old")
