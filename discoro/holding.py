@@ -25,8 +25,8 @@ log = logging.getLogger("discoro.holding")
 HELD_MESSAGES = MAILBOX_MESSAGES  # as many again wait at each sender as a mailbox takes
 HELD_BYTES = MAILBOX_BYTES
 MAX_FULL = 10_000  # mailboxes that one peer says are full: so many full ones take 100 GB there
-# What still comes for a mailbox from a peer that was told that it is full: what was under way by then, what was queued there, and
-# as much again that was queued before the news came there. The largest message does not count, as in its queue (`has_room`).
+# What still comes for a mailbox from a peer that was told that it is full: what was under way by then, what was queued there,
+# and as much again that was queued before the news came there. The largest does not count, as in its queue (`has_room`).
 OVERRUN_MESSAGES = WINDOW_FRAMES * BATCH_OPERATIONS + 2 * QUEUE_OPERATIONS
 OVERRUN_BYTES = WINDOW_BYTES + 2 * QUEUE_BYTES
 

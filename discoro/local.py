@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from discoro.errors import ConfigError, Timeout
 from discoro.process import Child
@@ -21,11 +21,22 @@ START_TIMEOUT = 20.0  # seconds: a cold start takes 0.5 s, a loaded small machin
 STOP_TIMEOUT = 5.0  # seconds until a node that was asked to stop is killed; it takes 3 at most
 
 
+class LocalNode(NamedTuple):
+    """A node that runs; `ready` is what it said of itself: addresses, pid, slots."""
+
+    ready: dict[str, Any]
+    child: Child
+
+    def tell_key(self, handed_down: str) -> None:
+        """The cluster's key was changed."""
+        self.child.tell({"security": handed_down})
+
+
 @asynccontextmanager
 async def local_node(
     handed_down: str, *options: str, timeout: float = START_TIMEOUT, debug: bool = False
-) -> AsyncIterator[dict[str, Any]]:
-    """Start `discoro-node` on loopback with these further options; gives what it says when ready: addresses, pid, slots.
+) -> AsyncIterator[LocalNode]:
+    """Start `discoro-node` on loopback with these further options; gives it once it is ready.
 
     `handed_down` is the key (`Security.handed_down`); it goes through a pipe, so that no list of processes shows it. `debug`
     has node and workers name what blocks them, without the log of every step that `-d` brings. Raises ConfigError where it
@@ -46,7 +57,7 @@ async def local_node(
         if not line.done():
             raise _not_ready(node, timeout)
         ready: dict[str, Any] = json.loads(line.result())
-        yield ready
+        yield LocalNode(ready, node)
     finally:
         await _stop(node)
 

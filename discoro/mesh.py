@@ -171,7 +171,7 @@ class Mesh:
         self._presence = Presence(self, self._peers, found)
         if not is_worker:
             await self._find(found)
-        if security.path is not None and not options.local:
+        if security.path is not None:
             self.spawn(self.rekeying.follow(security.path))
 
     @functools.cached_property
@@ -217,9 +217,10 @@ class Mesh:
         self._resources.push_async_callback(self.finding.close)
         if options.local:
             key = self.security.handed_down()
-            node = local_node(key, "--cluster", options.cluster, *options.local_options, debug=self.debug)
-            ready = await self._resources.enter_async_context(node)
-            self.spawn(self.finding.keep(ready["addresses"][0]))
+            starting = local_node(key, "--cluster", options.cluster, *options.local_options, debug=self.debug)
+            node = await self._resources.enter_async_context(starting)
+            self.rekeying.on_changed.append(lambda: node.tell_key(self.security.handed_down()))
+            self.spawn(self.finding.keep(node.ready["addresses"][0]))
             return
         named = [address for address in os.environ.get("DISCORO_PEERS", "").split(",") if address.strip()]
         for address in [*options.peers, *named]:

@@ -159,6 +159,33 @@ class Rekeying:
         incoming.reply(0)
 
 
+class KeysTold:
+    """The keys that a parent tells its child later (`Parent.end_with`), each in place of the one before.
+
+    They are put to use at once, before anything that came over a connection is looked at, as soon as there is a mesh.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._last: Security | None = None
+        self._use: Callable[[Security], None] | None = None
+
+    def on_told(self, told: dict[str, Any]) -> None:
+        """From the thread that reads what the parent tells."""
+        self._loop.call_soon_threadsafe(self._take, told["security"])
+
+    def begin(self, rekeying: Rekeying) -> None:
+        """There is a mesh now."""
+        self._use = rekeying.use
+        if self._last is not None:
+            self._use(self._last)
+
+    def _take(self, handed_down: str) -> None:
+        self._last = Security.from_handed_down(handed_down)
+        if self._use is not None:
+            self._use(self._last)
+
+
 def _addresses(told: Any) -> Sequence[str]:
     if not isinstance(told, list) or len(told) > MAX_ADDRESSES:
         raise ProtocolError("moved without a list of addresses")

@@ -14,8 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from discoro.connections import Ended
 from discoro.errors import ConfigError, Timeout
+from discoro.keyfile import KeyFile, write_key_file
 from discoro.local import local_node
+from discoro.mesh import Mesh
+from discoro.security import Security
+from discoro.transport import Transport
 from tests.support.nodes import SECURITY, children, environment, files_below, until_ended
 
 KEY = SECURITY.handed_down()
@@ -67,7 +72,8 @@ def test_one_that_takes_too_long_is_stopped() -> None:
 
 def test_it_is_ready_and_goes_with_the_block(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
     async def main() -> None:
-        async with local_node(KEY, "-c", "2") as ready:
+        async with local_node(KEY, "-c", "2") as node:
+            ready = node.ready
             assert ready["slots"] == 2 and ready["addresses"][0].startswith("127.0.0.1:")
             at = Path(f"/proc/{ready['pid']}")
             assert KEY.encode() not in (at / "cmdline").read_bytes() + (at / "environ").read_bytes()
@@ -90,6 +96,51 @@ def test_an_error_in_the_block_passes_and_the_node_goes(files: Path) -> None:
     assert not children(os.getpid()) and files_below(files) == []
 
 
+def test_it_follows_the_key_file_with_the_program(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ports are on loopback, which every user of the machine can reach, one who had the old key too."""
+    monkeypatch.setattr("discoro.rekeying.LOOK_SECONDS", 0.05)
+    path = tmp_path / "cluster.key"
+    write_key_file(path, KeyFile(b"o" * 16))
+    old = Security.from_key_file(path, now=0.0)
+
+    async def main() -> None:
+        async with Mesh(key_file=path, local=True, local_options=["-c", "1"]) as mesh:
+            while not mesh.nodes():
+                await asyncio.sleep(0.01)
+            [node] = mesh.nodes()
+            write_key_file(path, KeyFile(b"n" * 16))
+            new = Security.from_key_file(path, now=0.0)
+            for address in (mesh.addresses[0], node.addresses[0]):
+                while await dialled(address, new) is not None:
+                    await asyncio.sleep(0.1)
+                assert await dialled(address, old) is Ended.DENIED
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+async def dialled(address: str, security: Security) -> Ended | None:
+    """What comes of a dial with that key; None for a connection."""
+    outcome: asyncio.Future[Ended | None] = asyncio.get_running_loop().create_future()
+
+    class Receives:
+        def connected(self, conn: int) -> None:
+            outcome.set_result(None)
+
+        def received(self, conn: int, parts: object) -> None:
+            pass
+
+        def ended(self, conn: int, how: Ended, detail: str) -> None:
+            if not outcome.done():
+                outcome.set_result(how)
+
+    transport = Transport(security, Receives())
+    transport.dial(address)
+    try:
+        return await outcome
+    finally:
+        await transport.close()
+
+
 # However the program ends.
 
 PROGRAM = """
@@ -97,10 +148,10 @@ PROGRAM = """
     from discoro.local import local_node
 
     async def main():
-        async with local_node(sys.argv[1]) as ready:
+        async with local_node(sys.argv[1]) as node:
             if "fork" in sys.argv:  # a process that holds our end of the pipe to the node, as multiprocessing's do
                 print(os.fork() or os.execvp("sleep", ["sleep", "600"]), flush=True)
-            print(ready["pid"], flush=True)
+            print(node.ready["pid"], flush=True)
             await asyncio.Event().wait()
 
     asyncio.run(main())
@@ -158,8 +209,8 @@ def test_a_node_that_is_stuck_is_killed_in_the_end(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("discoro.local.STOP_TIMEOUT", 0.1)
 
     async def main() -> None:
-        async with local_node(KEY, "-c", "1") as ready:
-            os.kill(ready["pid"], signal.SIGSTOP)
-        until_ended([ready["pid"]], 0)
+        async with local_node(KEY, "-c", "1") as node:
+            os.kill(node.ready["pid"], signal.SIGSTOP)
+        until_ended([node.ready["pid"]], 0)
 
     asyncio.run(main())

@@ -31,6 +31,7 @@ from discoro.finding import BASE_PORT, PORT_RANGE
 from discoro.keyfile import code_of, read_key_file
 from discoro.node import Node, NodeOptions
 from discoro.process import Parent, set_limits
+from discoro.rekeying import KeysTold
 from discoro.security import Secret, Security
 
 UNAVAILABLE, CONFIG = 69, 78
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def run(options: argparse.Namespace) -> int:
     stop = asyncio.Event()
     stop_at_signals(stop)
-    parent = adopt_parent(stop) if options.child else None
+    keys = KeysTold(asyncio.get_running_loop())
+    parent = adopt_parent(stop, keys) if options.child else None
     security = Security.from_handed_down(parent.told.pop("security")) if parent else security_of(options)
     debug = options.debug or (parent is not None and bool(parent.told.get("debug")))
     node_options = NodeOptions(
@@ -73,6 +75,7 @@ async def run(options: argparse.Namespace) -> int:
         max_file_size=options.max_file_size,
     )
     async with Node(node_options, security=security, debug=debug, **mesh_options(options)) as node:
+        keys.begin(node.mesh.rekeying)
         if not options.child:
             say(banner(node, shutil.get_terminal_size().columns))
         if options.json_ready:
@@ -90,13 +93,15 @@ def stop_at_signals(stop: asyncio.Event) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
-def adopt_parent(stop: asyncio.Event) -> Parent:
-    """As a child of a program: the key comes through standard input, and its end is ours."""
+def adopt_parent(stop: asyncio.Event, keys: KeysTold) -> Parent:
+    """As a child of a program: the key comes through standard input, later ones too, and its end is ours."""
     loop, parent = asyncio.get_running_loop(), Parent.meet()
     if parent is None:
         raise ConfigError("--child is for programs that start a node for themselves: none spoke through standard input")
     # SIGTERM, for an end in order: no code that could keep it from us runs here
-    parent.end_with(lambda: loop.call_soon_threadsafe(stop.set), grace=GRACE, kernel=signal.SIGTERM)
+    parent.end_with(
+        lambda: loop.call_soon_threadsafe(stop.set), grace=GRACE, kernel=signal.SIGTERM, on_told=keys.on_told
+    )
     return parent
 
 

@@ -12,7 +12,6 @@ import io
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 from discoro import payload, script
 from discoro.coro import Coro
@@ -21,6 +20,7 @@ from discoro.mesh import Mesh
 from discoro.options import Place
 from discoro.process import Parent, set_limits
 from discoro.references import CoroRef
+from discoro.rekeying import KeysTold
 from discoro.security import Security
 from discoro.server import Computations, Serving, serve
 
@@ -52,12 +52,8 @@ def main() -> int:
 async def work(node: Parent) -> None:
     """Serve until the node closes the pipe."""
     loop, ended, told = asyncio.get_running_loop(), asyncio.Event(), node.told
-    keys: asyncio.Queue[str] = asyncio.Queue()  # cluster keys that the node told later, each in place of the one before
-
-    def on_told(later: dict[str, Any]) -> None:
-        loop.call_soon_threadsafe(keys.put_nowait, later["security"])
-
-    node.end_with(lambda: loop.call_soon_threadsafe(ended.set), grace=GRACE, on_told=on_told)
+    keys = KeysTold(loop)
+    node.end_with(lambda: loop.call_soon_threadsafe(ended.set), grace=GRACE, on_told=keys.on_told)
     security = Security.from_handed_down(told.pop("security"))  # taken out: a traceback with variables shows what was told
     place = Place(
         role="worker",
@@ -73,16 +69,10 @@ async def work(node: Parent) -> None:
     async with Mesh.placed(place, **options) as mesh:
         backend = Computations(mesh, Path.cwd())
         server = Coro.start(mesh, serve, (Serving(backend, f"the worker {told['name']}"),), name="discoro_server")
-        mesh.spawn(use_keys(mesh, keys))  # before the node is greeted, which may have another one by now
+        keys.begin(mesh.rekeying)  # before the node is greeted, which may have another one by now
         mesh.meet(told["birth"], told["addresses"])
         await mesh.ask(told["birth"], "ready", {"token": told["token"], "server": server.ref.to_plain()}, None)
         await ended.wait()
-
-
-async def use_keys(mesh: Mesh, keys: asyncio.Queue[str]) -> None:
-    """Take over each cluster key that the node tells, once what runs here waits for something."""
-    while True:
-        mesh.rekeying.use(Security.from_handed_down(await keys.get()))
 
 
 if __name__ == "__main__":
