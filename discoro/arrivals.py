@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from discoro.process import descriptors
@@ -48,10 +49,15 @@ class Arrival(NamedTuple):
 
 
 class Arrivals:
-    """All of one listener. Each is told of by `accepted`, perhaps `greeted`, and `ended`."""
+    """All of one listener, which come in at these `ports`. Each is told of by `accepted`, perhaps `greeted`, and `ended`.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    It is told of late where the loop was busy: by then its descriptor may be that of another connection, which this process has
+    made itself. That one is known by its port.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ports: Collection[int]) -> None:
         self._loop = loop
+        self._ports = ports
         self._open: dict[int, Arrival] = {}  # by descriptor
         self._ungreeted: dict[Arrival, None] = {}  # the oldest first
         self._sweeper: asyncio.TimerHandle | None = None
@@ -70,7 +76,7 @@ class Arrivals:
 
     def accepted(self, descriptor: int) -> Arrival:
         """Somebody connected."""
-        arrival = Arrival(descriptor, _ends(descriptor), self._loop.time())
+        arrival = Arrival(descriptor, _ends(descriptor, self._ports), self._loop.time())
         before = self._open.get(descriptor)
         if before is not None:  # its end was not told
             self._ungreeted.pop(before, None)
@@ -106,7 +112,7 @@ class Arrivals:
         self._ungreeted.pop(arrival, None)
         if self._open.get(arrival.descriptor) is arrival:
             del self._open[arrival.descriptor]
-            _shut_down(arrival)
+            self._shut_down(arrival)
 
     def hang_up_soon(self, arrival: Arrival) -> None:
         """The same once the other side has had its time to close it."""
@@ -128,29 +134,32 @@ class Arrivals:
             self.hang_up(arrival)
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self._ungreeted else None
 
+    def _shut_down(self, arrival: Arrival) -> None:
+        if arrival.ends is None or _ends(arrival.descriptor, self._ports) != arrival.ends:
+            return
+        connection = socket.socket(fileno=arrival.descriptor)
+        try:
+            connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        finally:
+            connection.detach()
 
-def _ends(descriptor: int) -> Any:
-    """The two ends of the TCP connection with that descriptor, which tell it from all others; None where it is none."""
+
+def _ends(descriptor: int, ports: Collection[int]) -> Any:
+    """The two ends of the TCP connection with that descriptor, which tell it from all others; None where it is none, or did
+    not come in at one of these ports.
+    """
     try:
         connection = socket.socket(fileno=descriptor)
     except OSError:
         return None
     try:
         is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6) and connection.type == socket.SOCK_STREAM
-        return (connection.getsockname(), connection.getpeername()) if is_tcp else None
+        if not is_tcp or connection.getsockname()[1] not in ports:
+            return None
+        return connection.getsockname(), connection.getpeername()
     except OSError:  # it has ended
         return None
     finally:
         connection.detach()  # it is libzmq's to close
-
-
-def _shut_down(arrival: Arrival) -> None:
-    if arrival.ends is None or _ends(arrival.descriptor) != arrival.ends:
-        return
-    connection = socket.socket(fileno=arrival.descriptor)
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
-    finally:
-        connection.detach()

@@ -183,7 +183,8 @@ class Listener:
         self._by_id: dict[bytes, Inbound] = {}  # as many as there are connections that have sent a frame
         self._by_descriptor: dict[int, Inbound] = {}
         self._closed_early: set[int] = set()  # descriptors closed before a first frame was read from them
-        self._arrivals = Arrivals(transport.loop)
+        self._ports: set[int] = set()  # of the doors
+        self._arrivals = Arrivals(transport.loop, self._ports)
         self._waiting: dict[int, Arrival] = {}  # those of which no frame was read yet, by descriptor
         self._failure = ""  # what was wrong with the handshake of the connection whose end is told next
         self._lost: list[Inbound] = []
@@ -200,9 +201,11 @@ class Listener:
             listening = _listening(hosts, port)
             if listening is not None:
                 door = Door(listening, security)
+                self._ports.add(door.port)
                 try:
                     self._open(door, door.copies())
                 except BaseException:  # whatever it is, no port stays taken
+                    self._ports.discard(door.port)
                     door.close()
                     raise
                 self._doors.append(door)

@@ -20,6 +20,7 @@ class Door:
 
     def __init__(self) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
         self._opened: list[socket.socket] = []
 
     def __enter__(self) -> Door:
@@ -52,9 +53,9 @@ def door() -> Iterator[Door]:
         yield made
 
 
-def run(test: Callable[[Arrivals], Awaitable[None]]) -> None:
+def run(door: Door, test: Callable[[Arrivals], Awaitable[None]]) -> None:
     async def body() -> None:
-        arrivals = Arrivals(asyncio.get_running_loop())
+        arrivals = Arrivals(asyncio.get_running_loop(), [door.port])
         await test(arrivals)
         arrivals.close()
 
@@ -72,7 +73,7 @@ def test_the_oldest_without_a_greeting_gives_way(door: Door, monkeypatch: pytest
         assert not ended(peer), "who has greeted stays"
         assert [ended(theirs) for theirs, _ in others] == [True, False, False]
 
-    run(test)
+    run(door, test)
 
 
 def test_past_the_limit_in_all_the_newcomer_gives_way_where_all_others_have_greeted(
@@ -89,7 +90,7 @@ def test_past_the_limit_in_all_the_newcomer_gives_way_where_all_others_have_gree
         arrivals.accepted(crowd[4][1].fileno())
         assert not ended(crowd[4][0]), "a place became free"
 
-    run(test)
+    run(door, test)
 
 
 def test_who_does_not_greet_has_ten_seconds(door: Door) -> None:
@@ -102,7 +103,7 @@ def test_who_does_not_greet_has_ten_seconds(door: Door) -> None:
         await asyncio.sleep(3)
         assert ended(silent) and not ended(peer)
 
-    run(test)
+    run(door, test)
 
 
 def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone(door: Door) -> None:
@@ -130,7 +131,24 @@ def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone(door: Door) ->
         ours.close()
         arrivals.hang_up(arrival)
 
-    run(test)
+    run(door, test)
+
+
+def test_a_connection_of_our_own_in_the_place_of_one_that_was_told_late_is_left_alone(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came and went while the loop was busy, and what the loop was busy with opened a connection in its place."""
+    monkeypatch.setattr(room, "MAX_UNGREETED", 1)
+
+    async def test(arrivals: Arrivals) -> None:
+        own, there = door.knock()
+        there.setblocking(False)
+        arrivals.accepted(own.fileno())
+        for _ in range(3):
+            arrivals.accepted(door.knock()[1].fileno())
+        assert not ended(there)
+
+    run(door, test)
 
 
 def test_one_that_is_told_as_ended_is_not_counted_any_more(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,4 +162,4 @@ def test_one_that_is_told_as_ended_is_not_counted_any_more(door: Door, monkeypat
             assert not ended(theirs)
         assert repr(arrivals) == "<Arrivals 0 connections, 0 not greeted>"
 
-    run(test)
+    run(door, test)
