@@ -85,6 +85,8 @@ def make_key_file(path: Path) -> bool:
     Of many starters at once exactly one makes it, and a reader finds it whole or not at all: it is written
     aside and linked to its name, which never replaces a file. KeyFileError where that is not possible.
     """
+    if os.path.lexists(path):  # perhaps where nothing can be written
+        return False
     try:
         draft = _draft(path, KeyFile(new_key()))
         try:

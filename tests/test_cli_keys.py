@@ -113,6 +113,25 @@ def test_join_keeps_the_old_key_for_as_long_as_it_is_told(path: Path) -> None:
     assert before - 1 + 5400 <= keys.since <= time.time() + 5400
 
 
+def test_join_replaces_what_cannot_be_used(path: Path) -> None:
+    """The error about a key file that holds none says to join."""
+    for spoil in (lambda: path.write_text("no key"), lambda: path.chmod(0o644)):
+        write_key_file(path, KeyFile(OTHER))
+        spoil()
+        _, err = discoro(path, "join", given=code_of(KEY))
+        assert read_key_file(path) == KeyFile(KEY) and "could not be used, and is replaced" in err
+
+
+def test_join_in_the_middle_of_a_change_to_another_key_drops_none_unasked(path: Path) -> None:
+    third = bytes(range(100, 116))
+    content = KeyFile(KEY, OTHER, 4_000_000_000.0)
+    write_key_file(path, content)
+    _, err = discoro(path, "join", "--keep", "1d", given=code_of(third), status=78)
+    assert read_key_file(path) == content and "is being changed to another key already" in err
+    discoro(path, "join", given=code_of(third))
+    assert read_key_file(path) == KeyFile(third)
+
+
 def test_join_warns_about_a_code_on_the_command_line(path: Path) -> None:
     _, err = discoro(path, "join", code_of(KEY))
     assert read_key_file(path) == KeyFile(KEY)

@@ -5,6 +5,7 @@ What a key file may be, who may open it, and how the first one is made: tests/te
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import traceback
@@ -23,6 +24,7 @@ from discoro.keyfile import (
     hex_bytes,
     key_of_code,
     key_path,
+    make_key_file,
     new_key,
     read_key_file,
     time_text,
@@ -218,3 +220,15 @@ def test_hex_takes_nothing_else() -> None:
 def test_the_path_that_an_option_names_may_have_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert key_path("~/k", {}) == Path("/home/ada/k")
+
+
+def test_where_there_is_a_key_nothing_need_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration directory may be mounted so that it can only be read."""
+    path = tmp_path / "cluster.key"
+    assert make_key_file(path)
+
+    def read_only(*_: object) -> Path:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("discoro.keyfile._draft", read_only)
+    assert not make_key_file(path)

@@ -17,7 +17,7 @@ from typing import Any
 
 from discoro.cli.arguments import conceal
 from discoro.cli.terminal import folded
-from discoro.errors import ConfigError
+from discoro.errors import ConfigError, KeyFileError
 from discoro.keyfile import (
     KeyFile,
     code_of,
@@ -108,10 +108,15 @@ def join(options: argparse.Namespace) -> None:
     if not code.strip():
         raise ConfigError("no code was given, and nothing is changed: `discoro key show` prints it on the other machine")
     key = key_of_code(code)
-    before = read_key_file(path).at(time.time()) if os.path.lexists(path) else None
+    before = what_was_there(path)
     if before is not None and key in (before.key, before.following):
         say(f"this machine has that key already: {path}")
         return
+    if before is not None and before.following is not None and options.keep:
+        raise ConfigError(
+            f"{path} is being changed to another key already, until {time_text(before.since)}: "
+            "without --keep this one takes the place of both"
+        )
     if before is None or not options.keep:
         write_key_file(path, KeyFile(key))
         say(f"joined: the cluster key is in {path}" + (", in place of the one before" if before else ""))
@@ -120,6 +125,15 @@ def join(options: argparse.Namespace) -> None:
         write_key_file(path, KeyFile(before.key, key, until))
         say(f"joined: the cluster key is in {path}; the one before is accepted until {time_text(until)}")
     say(FOLLOWING)
+
+
+def what_was_there(path: Path) -> KeyFile | None:
+    """The keys in the file, None where it has none that can be used: to join is what mends that."""
+    try:
+        return read_key_file(path).at(time.time()) if os.path.lexists(path) else None
+    except KeyFileError:
+        say(f"what was in {path} could not be used, and is replaced")
+        return None
 
 
 def show_key(options: argparse.Namespace) -> None:
