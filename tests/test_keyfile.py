@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discoro.errors import ConfigError, KeyFileError
@@ -120,6 +120,7 @@ def test_a_longer_key_has_no_code() -> None:
 # --- the file
 
 
+@settings(deadline=None)  # the disk may be slow
 @given(keys, st.none() | keys, st.integers(0, 4_000_000_000))
 def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, key: bytes, following: bytes | None, at: int

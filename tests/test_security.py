@@ -833,7 +833,7 @@ def test_files_that_are_missing_or_something_else_are_named(pair: Path) -> None:
     (pair / "text").write_text("-----BEGIN CERTIFICATE-----\nA\n-----END CERTIFICATE-----\n")
     (pair / "text").chmod(0o600)
     assert f"{pair}/text holds no certificate" in pair_refused(pair, certfile=pair / "text")
-    assert f"{pair}/text do not belong together" in pair_refused(pair, keyfile=pair / "text")
+    assert f"{pair}/text cannot be used" in pair_refused(pair, keyfile=pair / "text")
     only_key = pair_refused(pair, certfile=pair / "key.pem", keyfile=None)
     assert f"{pair}/key.pem holds no certificate" in only_key
 
