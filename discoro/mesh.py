@@ -758,7 +758,7 @@ class Mesh:
 
         incoming = Incoming(link.peer, request.coro, request.verb, request.arguments, request.body, answer)
         try:
-            self._under_way.check(link.birth)
+            self._under_way.check(link.birth, request.verb)
         except Overloaded as error:
             incoming.fail(error)
             return

@@ -19,6 +19,11 @@ from discoro.messages import MAX_MESSAGE, Greeting, Part
 
 MAX_UNDER_WAY = 100_000  # requests of one peer that wait for their answers: as many as operations wait to be sent
 UNDER_WAY_BYTES = MAX_MESSAGE  # and what they hold: as much as one message may
+# Those that end something, or are answered at once, go through up to twice as much: who has asked too much can still end it.
+LET_THROUGH = frozenset(
+    "alive close fetched lost moved ping pulled ready release retire size terminate took unfollow unregister unsubscribe "
+    "unsubscribed watch withdraw".split()
+)
 ARGUMENTS_WEIGH = 32  # times their packed bytes: an empty list is one byte there, and 64 here
 
 log = logging.getLogger("discoro.requests")
@@ -98,10 +103,11 @@ class UnderWay:
     def __len__(self) -> int:
         return sum(count for count, _ in self._loads.values())
 
-    def check(self, birth: int) -> None:
-        """Overloaded where that peer has as many under way as it may."""
+    def check(self, birth: int, verb: str) -> None:
+        """Overloaded where that peer has so many under way that it may not ask this besides."""
         count, size = self._loads.get(birth, (0, 0))
-        if count >= MAX_UNDER_WAY or size >= UNDER_WAY_BYTES:
+        times = 2 if verb in LET_THROUGH else 1
+        if count >= times * MAX_UNDER_WAY or size >= times * UNDER_WAY_BYTES:
             raise Overloaded(f"{count} requests of yours, with {size} bytes, wait here for their answers: ask less at a time")
 
     def add(self, incoming: Incoming) -> None:

@@ -190,17 +190,31 @@ def test_so_many_requests_of_one_peer_wait_and_no_more(monkeypatch: pytest.Monke
     under_way, answers = UnderWay(), list[Any]()
     waiting = [incoming(answers), incoming(answers)]
     for each in waiting:
-        under_way.check(PEER.birth)
+        under_way.check(PEER.birth, "ask")
         under_way.add(each)
     with pytest.raises(Overloaded, match="2 requests of yours, with .* wait here"):
-        under_way.check(PEER.birth)
-    under_way.check(0xBB)
+        under_way.check(PEER.birth, "ask")
+    under_way.check(0xBB, "ask")
     waiting[0].reply(0)
-    under_way.check(PEER.birth)
+    under_way.check(PEER.birth, "ask")
     under_way.add(incoming(answers))  # and forgotten
     assert len(under_way) == 1
     waiting.pop().fail(PeerLost("gone"))
     assert len(under_way) == 0
+
+
+def test_who_has_asked_too_much_can_still_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to twice as much: nothing is without a limit."""
+    monkeypatch.setattr(rooms, "MAX_UNDER_WAY", 2)
+    under_way, waiting = UnderWay(), [incoming([]) for _ in range(4)]
+    for each in waiting:
+        under_way.check(PEER.birth, "terminate")
+        under_way.add(each)
+    for verb in ("terminate", "ask"):
+        with pytest.raises(Overloaded):
+            under_way.check(PEER.birth, verb)
+    waiting.pop().reply(0)
+    under_way.check(PEER.birth, "terminate")
 
 
 def test_what_waiting_requests_hold_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,4 +224,4 @@ def test_what_waiting_requests_hold_is_bounded(monkeypatch: pytest.MonkeyPatch) 
         under_way = UnderWay()
         under_way.add(large)
         with pytest.raises(Overloaded):
-            under_way.check(PEER.birth)
+            under_way.check(PEER.birth, "ask")
