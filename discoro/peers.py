@@ -71,6 +71,7 @@ class Peers:
         self._refused = Throttle(log, "refused a greeting")
         self._not_ours = Throttle(log, "refused a greeting", logging.INFO)  # as other clusters may share the network
         self._cut_offs = Throttle(log, "cut off")
+        self._torn_frames = Throttle(log, "dropped the connection")
         self._dirty: dict[Link, None] = {}  # have something to send at the end of this turn
 
     def __repr__(self) -> str:
@@ -188,7 +189,7 @@ class Peers:
         """End every link in order."""
         for birth in list(self._links):
             self.part(birth, reason)
-        for throttle in (self._refused, self._not_ours, self._cut_offs):
+        for throttle in (self._refused, self._not_ours, self._cut_offs, self._torn_frames):
             throttle.close()
 
     def part(self, birth: int, reason: str) -> None:
@@ -391,7 +392,7 @@ class Peers:
         if link is None:
             self._drop_stranger(connection, error)
             return
-        log.warning("! %s: %s: its connection is dropped", link, error)
+        self._torn_frames.note(link.who, str(error))
         link.torn(connection, str(error), self._loop.time())
         self._settle(link)
 

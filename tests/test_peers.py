@@ -319,6 +319,18 @@ def test_who_does_not_take_its_answers_is_told_and_cut_off(monkeypatch: pytest.M
     with_peers(test)
 
 
+def test_frames_that_somebody_in_between_tears_are_told_of_once_and_the_link_stays(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        for conn in range(1, 50):
+            link = peers.get(THEM.birth)
+            peers.received(conn, hello(THEM._replace(session=7, resume=link.session if link is not None else 0)))
+            peers.received(conn, [*data(peers, Message(1, (b"a" * messages.INLINE_BODY, b"b")))[:-1]])
+        assert peers.get(THEM.birth) is not None and recorder.told == ["opened"]
+        assert len(caplog.records) == 1 and "dropped the connection: bob/2" in caplog.text
+
+    with_peers(test)
+
+
 def test_large_answers_past_the_limit_become_errors_and_the_link_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "OWED_BYTES", messages.MIB)
 
