@@ -26,6 +26,7 @@ UNGREETED_SECONDS = 10.0  # one of several that lead to us greets when the one b
 MAX_CONNECTIONS = 4096 + 2 * MAX_UNGREETED  # as many as there are links, and some that come and go
 SHARE = 2  # part of this process's descriptors that others may take by connecting: one in so many
 CLOSE_SECONDS = 2.0  # for a peer to close a connection that it was asked to close
+NOTICE_SECONDS = 10.0  # until every process has read a key file that was changed, and has dialled again
 SWEEP_SECONDS = 1.0  # between two looks for those whose time is over
 MANY = 100  # connections a minute that break off: more are no accident
 
@@ -62,6 +63,8 @@ class Arrivals:
         self._ungreeted: dict[Arrival, None] = {}  # the oldest first
         self._sweeper: asyncio.TimerHandle | None = None
         self._failed = Throttle(log, "connections that came to nothing")
+        self._late = Throttle(log, "connections that came with the key before", logging.INFO)
+        self._expected_until = 0.0
         self._broke_off = Throttle(log, "connections without a greeting", logging.INFO, loud=MANY)
         self._crowded = Throttle(log, "connections ended to keep places free")
 
@@ -103,9 +106,14 @@ class Arrivals:
             return
         del self._ungreeted[arrival]
         if why:
-            self._failed.note(why, f"from {arrival.host}")
+            expected = self._loop.time() < self._expected_until
+            (self._late if expected else self._failed).note(why, f"from {arrival.host}")
         else:
             self._broke_off.note("broke off", f"from {arrival.host}")
+
+    def key_changed(self) -> None:
+        """Our own peers come with the key before until they have noticed: that is no reason to warn of strangers."""
+        self._expected_until = self._loop.time() + NOTICE_SECONDS
 
     def hang_up(self, arrival: Arrival) -> None:
         """End it, whatever the other side does."""
@@ -122,7 +130,7 @@ class Arrivals:
         """With the listener."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for throttle in (self._failed, self._broke_off, self._crowded):
+        for throttle in (self._failed, self._late, self._broke_off, self._crowded):
             throttle.close()
 
     def _sweep(self) -> None:

@@ -185,6 +185,10 @@ class Finding:
             self._left_alone[link.birth] = asyncio.get_running_loop().time() + LEFT_ALONE
         self.not_usable(who, link.lost_because, link.birth)
 
+    def met(self, birth: int) -> None:
+        """That process is linked: what was wrong with it is so no more, and would be news again."""
+        self._unusable = {who: known for who, known in self._unusable.items() if not birth or known[1] != birth}
+
     def not_usable(self, who: str, why: str, birth: int = 0) -> None:
         """Say once, and keep for `why_none`, that somebody was heard of and why that does not help."""
         known, _ = self._unusable.get(who, ("", 0))

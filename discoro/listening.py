@@ -221,6 +221,7 @@ class Listener:
 
         Nobody is refused meanwhile: who dials waits until libzmq looks at the door again, a fraction of a millisecond.
         """
+        self._arrivals.key_changed()
         door = self._doors[number]
         copies = door.copies()  # before anything ends: this is what can fail
         for endpoint in door.endpoints:

@@ -509,6 +509,8 @@ class Mesh:
         self._dead.pop(peer.birth, None)
         self._introducing.settled(peer.birth)
         self._presence.opened(link)
+        if self.finding is not None:
+            self.finding.met(peer.birth)
         link.awaits_word = peer.role == "worker" and peer.node in (self.me.node, *(node.node for node in self.nodes()))
         if peer.role != "worker":
             self.spawn(self._tell_new(peer))

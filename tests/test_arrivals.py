@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -11,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from discoro import arrivals as room
-from discoro.arrivals import UNGREETED_SECONDS, Arrivals
+from discoro.arrivals import NOTICE_SECONDS, UNGREETED_SECONDS, Arrivals
 from tests.support import moved_clock
 
 
@@ -104,6 +105,26 @@ def test_who_does_not_greet_has_ten_seconds(door: Door) -> None:
         assert ended(silent) and not ended(peer)
 
     run(door, test)
+
+
+def test_for_ten_seconds_after_a_change_of_key_nobody_is_warned_of_the_old_one(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(arrivals: Arrivals) -> None:
+        def fail() -> None:
+            _, ours = door.knock()
+            arrivals.accepted(ours.fileno())
+            arrivals.ended(ours.fileno(), "another cluster key")
+
+        arrivals.key_changed()
+        fail()
+        assert "another cluster key" not in caplog.text
+        await asyncio.sleep(NOTICE_SECONDS)
+        fail()
+        assert "connections that came to nothing: another cluster key (from 127.0.0.1)" in caplog.text
+
+    with caplog.at_level(logging.WARNING):
+        run(door, test)
 
 
 def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone(door: Door) -> None:

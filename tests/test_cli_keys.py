@@ -104,6 +104,12 @@ def test_join_with_the_key_that_is_there_changes_nothing(path: Path) -> None:
         assert "has that key already" in err and read_key_file(path) == content
 
 
+def test_join_with_the_old_code_takes_a_change_back(path: Path) -> None:
+    write_key_file(path, KeyFile(KEY, OTHER, 4_000_000_000.0))
+    _, err = discoro(path, "join", given=code_of(KEY))
+    assert read_key_file(path) == KeyFile(KEY) and "is taken back" in err
+
+
 def test_join_keeps_the_old_key_for_as_long_as_it_is_told(path: Path) -> None:
     write_key_file(path, KeyFile(KEY))
     before = time.time()

@@ -173,6 +173,21 @@ def test_of_a_node_with_another_key_what_mdns_says_is_told_as_not_verified(
     in_loop(test)
 
 
+def test_who_was_linked_meanwhile_is_told_of_again(caplog: pytest.LogCaptureFixture) -> None:
+    """As after a change of keys that one of two missed."""
+
+    def test(dialler: Dialler, find: Finding) -> None:
+        for _ in range(2):
+            find.not_usable("bob", f"it has {ANOTHER_KEY}", BOB.birth)
+        assert caplog.text.count("not usable: bob") == 1
+        find.met(BOB.birth)
+        assert find.why_none()[1:] == []
+        find.not_usable("bob", f"it has {ANOTHER_KEY}", BOB.birth)
+        assert caplog.text.count("not usable: bob") == 2
+
+    in_loop(test)
+
+
 def test_a_node_with_another_key_may_have_ours_at_its_second_door() -> None:
     """Its key is being changed, and this process has only the new one."""
 

@@ -109,6 +109,11 @@ def join(options: argparse.Namespace) -> None:
         raise ConfigError("no code was given, and nothing is changed: `discoro key show` prints it on the other machine")
     key = key_of_code(code)
     before = what_was_there(path)
+    if before is not None and before.following is not None and key == before.key and not options.keep:
+        write_key_file(path, KeyFile(key))
+        say(f"the change to another key is taken back: {path} has this one alone")
+        say(FOLLOWING)
+        return
     if before is not None and key in (before.key, before.following):
         say(f"this machine has that key already: {path}")
         return
