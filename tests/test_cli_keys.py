@@ -98,10 +98,17 @@ def test_join_replaces_a_key_that_this_machine_made_for_itself(path: Path) -> No
 
 
 def test_join_with_the_key_that_is_there_changes_nothing(path: Path) -> None:
-    for content in (KeyFile(KEY), KeyFile(OTHER, KEY, 4_000_000_000.0)):
+    during = KeyFile(OTHER, KEY, 4_000_000_000.0)
+    for content, more in ((KeyFile(KEY), []), (KeyFile(KEY), ["--keep", "1d"]), (during, ["--keep", "1d"])):
         write_key_file(path, content)
-        _, err = discoro(path, "join", given=code_of(KEY))
+        _, err = discoro(path, "join", *more, given=code_of(KEY))
         assert "has that key already" in err and read_key_file(path) == content
+
+
+def test_join_with_the_new_code_ends_a_change_that_all_have_made(path: Path) -> None:
+    write_key_file(path, KeyFile(OTHER, KEY, 4_000_000_000.0))
+    _, err = discoro(path, "join", given=code_of(KEY))
+    assert read_key_file(path) == KeyFile(KEY) and "the one before is accepted no more" in err
 
 
 def test_join_with_the_old_code_takes_a_change_back(path: Path) -> None:

@@ -109,9 +109,10 @@ def join(options: argparse.Namespace) -> None:
         raise ConfigError("no code was given, and nothing is changed: `discoro key show` prints it on the other machine")
     key = key_of_code(code)
     before = what_was_there(path)
-    if before is not None and before.following is not None and key == before.key and not options.keep:
+    if before is not None and before.following is not None and key in (before.key, before.following) and not options.keep:
         write_key_file(path, KeyFile(key))
-        say(f"the change to another key is taken back: {path} has this one alone")
+        how = "is taken back" if key == before.key else "is done: the one before is accepted no more"
+        say(f"the change of the key in {path} {how}")
         say(FOLLOWING)
         return
     if before is not None and key in (before.key, before.following):
