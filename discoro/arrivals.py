@@ -28,7 +28,8 @@ SHARE = 2  # part of this process's descriptors that others may take by connecti
 CLOSE_SECONDS = 2.0  # for a peer to close a connection that it was asked to close
 NOTICE_SECONDS = 10.0  # until every process has read a key file that was changed, and has dialled again
 SWEEP_SECONDS = 1.0  # between two looks for those whose time is over
-MANY = 100  # connections a minute that break off: more are no accident
+MANY = 20  # connections a minute that break off: more are no accident; whoever has another key makes some forty
+BROKE_OFF = "ended before it: another key, not discoro, or one of several ways here"
 
 
 class Arrival(NamedTuple):
@@ -62,7 +63,6 @@ class Arrivals:
         self._open: dict[int, Arrival] = {}  # by descriptor
         self._ungreeted: dict[Arrival, None] = {}  # the oldest first
         self._sweeper: asyncio.TimerHandle | None = None
-        self._failed = Throttle(log, "connections that came to nothing")
         self._late = Throttle(log, "connections that came with the key before", logging.INFO)
         self._expected_until = 0.0
         self._broke_off = Throttle(log, "connections without a greeting", logging.INFO, loud=MANY)
@@ -99,17 +99,18 @@ class Arrivals:
         """It is a peer's: it may stay."""
         self._ungreeted.pop(arrival, None)
 
-    def ended(self, descriptor: int, why: str) -> None:
-        """The connection with that descriptor is gone; `why`: what was wrong with its handshake, "" for nothing."""
+    def ended(self, descriptor: int) -> None:
+        """The connection with that descriptor is gone.
+
+        Why is not asked: libzmq would tell of handshakes that failed, but also of frames that it cannot decrypt, and in
+        telling that it forgets the error, reads no further, and ends the whole process at the next heartbeat (4.3.5).
+        """
         arrival = self._open.pop(descriptor, None)
         if arrival is None or arrival not in self._ungreeted:
             return
         del self._ungreeted[arrival]
-        if why:
-            expected = self._loop.time() < self._expected_until
-            (self._late if expected else self._failed).note(why, f"from {arrival.host}")
-        else:
-            self._broke_off.note("broke off", f"from {arrival.host}")
+        expected = self._loop.time() < self._expected_until
+        (self._late if expected else self._broke_off).note(BROKE_OFF, f"from {arrival.host}")
 
     def key_changed(self) -> None:
         """Our own peers come with the key before until they have noticed: that is no reason to warn of strangers."""
@@ -130,7 +131,7 @@ class Arrivals:
         """With the listener."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for throttle in (self._failed, self._late, self._broke_off, self._crowded):
+        for throttle in (self._late, self._broke_off, self._crowded):
             throttle.close()
 
     def _sweep(self) -> None:

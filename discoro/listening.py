@@ -50,10 +50,6 @@ END_SECONDS = 0.1  # the end of a connection is told by then, frames still unrea
 LOOK_AGAIN = (0.01, 0.03, 0.05)  # seconds; a ROUTER learns of an end a moment after its monitor has told it
 FREE_PORT_TRIES = 16  # for a port that is free on several hosts at once
 
-# What libzmq says of a handshake that failed, right before it tells the end of that connection (zmq_socket_monitor(3)).
-_CRYPTOGRAPHIC, _OTHER_MECHANISM = 0x11000001, 0x11000002
-_REASONS = {_CRYPTOGRAPHIC: "another cluster key", _OTHER_MECHANISM: "only one of both sides is open"}
-_FAILED, _BROKE_OFF = int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL), int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
 _ACCEPTED, _DISCONNECTED = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
 
 
@@ -186,12 +182,11 @@ class Listener:
         self._ports: set[int] = set()  # of the doors
         self._arrivals = Arrivals(transport.loop, self._ports)
         self._waiting: dict[int, Arrival] = {}  # those of which no frame was read yet, by descriptor
-        self._failure = ""  # what was wrong with the handshake of the connection whose end is told next
         self._lost: list[Inbound] = []
         self._socket = new_socket(transport.context, zmq.ROUTER)
         self._socket.router_mandatory = 1  # otherwise what cannot be delivered is thrown away in silence
         self._doors: list[Door] = []
-        self._monitor = monitor_of(self._socket, _ACCEPTED | _DISCONNECTED | _FAILED | _BROKE_OFF)
+        self._monitor = monitor_of(self._socket, _ACCEPTED | _DISCONNECTED)
         self._frames = Pump(transport.loop, self._socket, self._take, self._forget_lost)
         self._events = Pump(transport.loop, self._monitor, self._take_event, nothing_to_do)
 
@@ -327,13 +322,11 @@ class Listener:
         told = read_event(self._monitor)
         if told is None:
             return False
-        event, value = told
+        event, descriptor = told
         if event == _ACCEPTED:
-            self._accepted(value)
-        elif event == _DISCONNECTED:
-            self._disconnected(value)
+            self._accepted(descriptor)
         else:
-            self._failure = _REASONS.get(value, "not discoro") if event == _FAILED else ""
+            self._disconnected(descriptor)
         return True
 
     def _accepted(self, descriptor: int) -> None:
@@ -347,8 +340,7 @@ class Listener:
 
     def _disconnected(self, descriptor: int) -> None:
         self._waiting.pop(descriptor, None)
-        self._arrivals.ended(descriptor, self._failure)
-        self._failure = ""
+        self._arrivals.ended(descriptor)
         inbound = self._by_descriptor.get(descriptor)
         if inbound is None:
             self._closed_early.add(descriptor)

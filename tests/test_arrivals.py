@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from discoro import arrivals as room
-from discoro.arrivals import NOTICE_SECONDS, UNGREETED_SECONDS, Arrivals
+from discoro.arrivals import BROKE_OFF, MANY, UNGREETED_SECONDS, Arrivals
+from discoro.throttle import PERIOD
 from tests.support import moved_clock
 
 
@@ -87,7 +88,7 @@ def test_past_the_limit_in_all_the_newcomer_gives_way_where_all_others_have_gree
         for _, ours in crowd[:4]:
             arrivals.greeted(arrivals.accepted(ours.fileno()))
         assert [ended(theirs) for theirs, _ in crowd] == [False, False, False, True, False]
-        arrivals.ended(crowd[0][1].fileno(), "")
+        arrivals.ended(crowd[0][1].fileno())
         arrivals.accepted(crowd[4][1].fileno())
         assert not ended(crowd[4][0]), "a place became free"
 
@@ -112,16 +113,18 @@ def test_for_ten_seconds_after_a_change_of_key_nobody_is_warned_of_the_old_one(
 ) -> None:
     async def test(arrivals: Arrivals) -> None:
         def fail() -> None:
-            _, ours = door.knock()
-            arrivals.accepted(ours.fileno())
-            arrivals.ended(ours.fileno(), "another cluster key")
+            for _ in range(MANY + 1):
+                _, ours = door.knock()
+                arrivals.accepted(ours.fileno())
+                arrivals.ended(ours.fileno())
 
         arrivals.key_changed()
         fail()
-        assert "another cluster key" not in caplog.text
-        await asyncio.sleep(NOTICE_SECONDS)
+        await asyncio.sleep(PERIOD)
+        assert "without a greeting" not in caplog.text
         fail()
-        assert "connections that came to nothing: another cluster key (from 127.0.0.1)" in caplog.text
+        await asyncio.sleep(PERIOD)
+        assert f"connections without a greeting: {BROKE_OFF} ({MANY} times, from 127.0.0.1)" in caplog.text
 
     with caplog.at_level(logging.WARNING):
         run(door, test)
@@ -179,7 +182,7 @@ def test_one_that_is_told_as_ended_is_not_counted_any_more(door: Door, monkeypat
         for _ in range(10):
             theirs, ours = door.knock()
             arrivals.accepted(ours.fileno())
-            arrivals.ended(ours.fileno(), "another cluster key")
+            arrivals.ended(ours.fileno())
             assert not ended(theirs)
         assert repr(arrivals) == "<Arrivals 0 connections, 0 not greeted>"
 
