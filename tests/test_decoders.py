@@ -40,14 +40,14 @@ def some(count: int) -> settings:
 
 def read(decoder: Decoder, parts: Parts) -> None:
     """The decoder takes it, or raises its own error; anything else fails the test."""
-    began = time.monotonic()
+    began = time.process_time()
     try:
         value = decoder.decode(list(parts))
     except decoder.errors as error:
         assert str(error), "an error that says nothing"
     else:
         decoder.holds(value)
-    assert time.monotonic() - began < LIMIT, f"{decoder.name} took {time.monotonic() - began:.1f} s"
+    assert time.process_time() - began < LIMIT, f"{decoder.name} took {time.process_time() - began:.1f} s"
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -533,7 +533,7 @@ def test_any_operations_share_a_frame(several: list[Operation]) -> None:
 
 def attempt(parts: list[bytes]) -> None:
     """A frame, or ProtocolError and nothing else, at once; whatever pieces there are go to an assembler."""
-    began = time.perf_counter()
+    began = time.process_time()  # whatever else the machine does
     try:
         frame = messages.decode(parts)
         if isinstance(frame, Data):
@@ -545,7 +545,7 @@ def attempt(parts: list[bytes]) -> None:
             messages.decode_greeting(frame.greeting)
     except ProtocolError:
         pass
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 @settings(max_examples=500, deadline=None)
