@@ -52,9 +52,9 @@ def read(decoder: Decoder, parts: Parts) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def guarded() -> Iterator[None]:
-    guard()
     logging.disable()  # whoever breaks the protocol is named in the log
-    yield
+    with guard():
+        yield
     logging.disable(logging.NOTSET)
     asking.close()
 

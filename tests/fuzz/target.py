@@ -171,7 +171,6 @@ def _memory() -> int:
 
 
 def main(plan: dict[str, Any]) -> None:
-    decoders.guard()
     logging.disable()  # whoever breaks the protocol is named in the log
     target = Target(plan)
     corpus = Path(plan["corpus"])
@@ -180,7 +179,8 @@ def main(plan: dict[str, Any]) -> None:
     arguments = [f"-seed={plan['seed']}", f"-max_len={LARGEST}", "-len_control=0", "-timeout=30", "-rss_limit_mb=0"]
     arguments += [f"-artifact_prefix={plan['directory']}/", "-verbosity=0", "-detect_leaks=0", "-print_final_stats=0"]
     atheris.Setup([sys.argv[0], *arguments, str(corpus)], target, custom_mutator=target.mutate)
-    atheris.Fuzz()
+    with decoders.guard():
+        atheris.Fuzz()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import io
 import pickletools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from types import SimpleNamespace
@@ -308,18 +308,29 @@ MODULES_ALLOWED = re.compile(
 )
 
 
-def guard() -> None:
-    """For the rest of this process, a pickle finds only what is harmless: mutated ones could name anything."""
-    if "discoro guard" not in vars(sys):
-        setattr(sys, "discoro guard", True)
+_GUARDED = "discoro guard"  # in vars(sys): whether a mutated pickle is being read; None until the hook is there
+
+
+@contextlib.contextmanager
+def guard() -> Iterator[None]:
+    """In this block a pickle finds only what is harmless: mutated ones could name anything.
+
+    An audit hook stays for as long as the process lives, so that it has to know whether it is wanted: other tests follow.
+    """
+    if _GUARDED not in vars(sys):
         sys.addaudithook(_hook)
+    setattr(sys, _GUARDED, True)
+    try:
+        yield
+    finally:
+        setattr(sys, _GUARDED, False)
 
 
 _HARMFUL = set("eval exec open compile __import__ getattr setattr delattr input breakpoint exit quit help".split())
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
-    if event == "pickle.find_class":
+    if event == "pickle.find_class" and getattr(sys, _GUARDED):
         module, name = str(args[0]), str(args[1])
         if not MODULES_ALLOWED.fullmatch(module) or name.partition(".")[0] in _HARMFUL or "import" in name or "." in name:
             raise ValueError(f"a mutated pickle names {module}.{name}")
