@@ -24,6 +24,7 @@ class Throttle:
         self._kinds: Counter[str] = Counter()
         self._last: dict[str, str] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._shouted = False
 
     def note(self, kind: str, detail: str = "") -> None:
         """It happened. Of the details the last one of each kind is said. From the loop only."""
@@ -32,6 +33,10 @@ class Throttle:
         self._kinds[kind] += 1
         self._last[kind] = detail
         if self._timer is None:
+            self._say()
+        elif self._loud is not None and not self._shouted and self._kinds.total() >= self._loud:
+            self._shouted = True  # once a minute: that it is many is not kept back until the minute is over
+            self._timer.cancel()
             self._say()
 
     def close(self) -> None:
@@ -51,7 +56,11 @@ class Throttle:
         self._log.log(level, "! %s: %s", self._what, "; ".join(map(self._told, self._kinds)))
         self._kinds.clear()
         self._last.clear()
-        self._timer = asyncio.get_running_loop().call_later(PERIOD, self._say)
+        self._timer = asyncio.get_running_loop().call_later(PERIOD, self._on_time)
+
+    def _on_time(self) -> None:
+        self._shouted = False
+        self._say()
 
     def _told(self, kind: str) -> str:
         count, last = self._kinds[kind], self._last[kind]

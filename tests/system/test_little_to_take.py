@@ -184,7 +184,7 @@ def test_strangers_are_told_of_in_a_line_and_a_count(victim: Victim) -> None:
     from discoro.security import Security
 
     with RawPeer(victim.doors[0], Security(b"another key".ljust(64), "another"), connections=100):
-        until(lambda: warnings(victim, "another cluster key"), "it is said")
+        until(lambda: warnings(victim, "another key, not discoro"), "it is said")
     for _ in range(200):
         with socket.create_connection(victim.doors[0], timeout=5) as made:
             made.sendall(b"GET / HTTP/1.1\r\n\r\n")
