@@ -47,6 +47,22 @@ def test_many_of_what_is_no_warning_are_one(caplog: pytest.LogCaptureFixture) ->
     assert [level for level, _ in said(caplog, test)] == [logging.INFO, logging.WARNING]
 
 
+def test_many_are_told_of_at_once_and_then_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        throttle = Throttle(log, "knocks", logging.INFO, loud=3)
+        for _ in range(100):
+            throttle.note("quiet")
+        assert [record.levelno for record in caplog.records] == [logging.INFO, logging.WARNING]
+        await asyncio.sleep(PERIOD + 1)
+        for _ in range(100):
+            throttle.note("quiet")
+        await asyncio.sleep(PERIOD + 1)
+
+    lines = said(caplog, test)
+    assert [text for _, text in lines][1:3] == ["! knocks: quiet (3 times)", "! knocks: quiet (96 times)"]
+    assert len(lines) == 5, "after a minute the first many are told of at once again"
+
+
 def test_kinds_that_strangers_make_up_do_not_make_the_line_longer(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         throttle = Throttle(log, "knocks")
