@@ -151,7 +151,8 @@ def test_two_clients_behind_firewalls_are_told_what_was_tried(tmp_path: Path) ->
             text, took = program.next("unreachable", 10)
             assert took < CONNECT_TIMEOUT + 2
             assert f"tried {machines.lan.address('b')}:" in text and "(no answer within 1 s)" in text
-            assert f"asked a (b/{hidden.pid} could not dial back: tried {machines.lan.address('c')}:" in text
+            _, asked, back = text.partition(f"asked a (b/{hidden.pid} could not dial back: ")
+            assert asked and f"tried {machines.lan.address('c')}:" in back, text  # its link may have waited longer than ours
         program.succeed(5)
 
 
