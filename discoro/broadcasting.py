@@ -73,7 +73,7 @@ async def broadcast(obj: object, timeout: float | None = None, progress: Count |
         if not limit.expired():
             raise
         raise Timeout(f"{origin}: {origin.had} of {origin.asked} nodes had it after {timeout:g} s; it was given up") from error
-    except BaseException:
+    except BaseException:  # a cancellation as well: nobody is left who could end it
         origin.end()
         raise
     origin.check()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from discoro.adverts import Advert
 from discoro.connections import ANOTHER_KEY
 from discoro.errors import ConfigError, DiscoroError, ProtocolError, Refused, Unreachable
+from discoro.folding import folded
 from discoro.interfaces import Interfaces
 from discoro.link import Link
 from discoro.messages import MAX_ADDRESSES, MAX_NAME, MAX_U64, PROTOCOL_VERSION, Greeting
@@ -38,6 +39,7 @@ MAX_HEARD = 1000  # adverts that are kept, for what they say of their nodes
 SAY_TRIED = 0.9, 1.2  # seconds after which it is said why a node that was heard is not linked yet: silence shows by the
 # first, and that nothing answers at all by the second
 LEFT_ALONE = 10.0  # seconds until a node that refused us is dialled again, however often it is heard: it logs each greeting
+TEXT_COLUMNS = 80  # of the text of NoNodes, which does not know where it is printed
 MAX_TOLD = 1000  # nodes that one peer may tell of at once
 KEY_STEP = "On the machine whose key is to stay run `discoro key show`, on the other `discoro join`"  # for both: each says it
 
@@ -211,6 +213,20 @@ class Finding:
     def another_key(self) -> bool:
         """Whether somebody who cannot be used has another key: `key_step` may help."""
         return any(ANOTHER_KEY in why for why, _ in self._unusable.values())
+
+    def no_nodes(self, seconds: float) -> str:
+        """What was tried in that time, what was heard, what to type: the text of NoNodes, for a terminal of TEXT_COLUMNS."""
+        how = ": whoever was named refuses this side" if self.hopeless else f" in {seconds:g} s"
+        lines = [
+            f"no usable node{how}",
+            f'  this side: cluster "{self._dialler.me.cluster}", {self._dialler.security.origin}',
+            *(f"  {line}" for line in self.why_none()),
+            *([f"  {self.key_step}"] if self.another_key else []),
+            "  try  discoro-node                            here or elsewhere, same key",
+            '       peers=["HOST"], or DISCORO_PEERS=HOST   where multicast does not reach',
+            "       discoro.run(main, local=True)           to use this machine only",
+        ]
+        return "\n".join(folded(line, TEXT_COLUMNS) for line in lines)
 
     def why_none(self) -> list[str]:
         """What was tried and what was heard, a line each; who was heard and cannot be used comes once, with the reason."""

@@ -151,7 +151,7 @@ class Inside:
                 place(content, file, self.directory, how)
                 if stopped.is_set():
                     raise TransferFailed(f"{file.name} was given up")
-        except BaseException:
+        except BaseException:  # whatever it was: all of the files or none
             for target in new:
                 with contextlib.suppress(OSError):
                     target.unlink()

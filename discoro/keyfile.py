@@ -133,7 +133,7 @@ def _draft(path: Path, content: KeyFile) -> Path:
             file.write(_text_of(content))
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException:  # Ctrl-C as well: no part of a key stays behind
         draft.unlink(missing_ok=True)
         raise
     return draft

@@ -15,11 +15,9 @@ import functools
 import itertools
 import logging
 import os
-import re
 import secrets
 import socket
 import sys
-import textwrap
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -59,8 +57,6 @@ from discoro.watchdog import debugging, watch
 log = logging.getLogger("discoro.mesh")
 
 KEPT_DEAD = 10_000  # processes known to be gone, so that references to them fail at once
-_COMMAND = re.compile(r"`[^`]+`|--[a-z-]+ [A-Z]\S*")
-TEXT_COLUMNS = 80  # of the text of NoNodes: what a terminal breaks by itself, it breaks in the middle of words
 CLOSE_TIMEOUT = 1.5  # seconds in all that a closing mesh gives coroutines and unacknowledged frames
 
 
@@ -167,10 +163,10 @@ class Mesh:
         self._resources.callback(self._exchange.close)
         self.handlers |= self.transfers.handlers | self._exchange.handlers
         is_worker = self._place.role == "worker"
-        found = Finding(self, self.interfaces, options.mdns and not options.local and not is_worker)
-        self._presence = Presence(self, self._peers, found)
+        self._finding = Finding(self, self.interfaces, options.mdns and not options.local and not is_worker)
+        self._presence = Presence(self, self._peers, self._finding)
         if not is_worker:
-            await self._find(found)
+            await self._find(self._finding)
         if security.path is not None:
             self.spawn(self.rekeying.follow(security.path))
 
@@ -373,19 +369,8 @@ class Mesh:
         return self.finding is not None and self.finding.hopeless
 
     def why_no_nodes(self) -> str:
-        """What was tried, what was heard, what to type: the text of NoNodes, for a terminal of TEXT_COLUMNS."""
-        options, finding = self.options, self.finding
-        how = ": whoever was named refuses this side" if self.hopeless() else f" in {options.discover_timeout:g} s"
-        lines = [f"no usable node{how}", f'  this side: cluster "{options.cluster}", {self.security.origin}']
-        lines += [f"  {line}" for line in (finding.why_none() if finding is not None else ())]
-        if finding is not None and finding.another_key:
-            lines.append(f"  {finding.key_step}")
-        lines += [
-            "  try  discoro-node                            here or elsewhere, same key",
-            '       peers=["HOST"], or DISCORO_PEERS=HOST   where multicast does not reach',
-            "       discoro.run(main, local=True)           to use this machine only",
-        ]
-        return "\n".join(map(_folded, lines))
+        """The text of NoNodes."""
+        return self._finding.no_nodes(self.options.discover_timeout)
 
     def peers(self) -> list[Peer]:
         """The processes that this one is linked with, in the order they came, workers too. Not used with yield."""
@@ -985,14 +970,6 @@ class Mesh:
                 async with asyncio.timeout(CLOSE_TIMEOUT / 2):
                     await coro.stopped()
             raise
-
-
-def _folded(line: str) -> str:
-    """The line in several where it is too long; addresses, paths and commands stay whole."""
-    indent = " " * (len(line) - len(line.lstrip()) + 2)
-    glued = _COMMAND.sub(lambda found: found[0].replace(" ", "\xa0"), line)  # textwrap does not break there
-    filled = textwrap.fill(glued, TEXT_COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    return filled.replace("\xa0", " ")
 
 
 def current_mesh() -> Mesh:

@@ -57,7 +57,7 @@ class _Guarded:
             return
         try:
             self._count(done, total)
-        except Exception:
+        except Exception:  # the user's own function: a transfer does not fail for its display
             log.exception("! progress raised, and is called no more")
             self._count = None
 

@@ -54,20 +54,20 @@ class Incoming:
     body: Sequence[Part]
     answer: Callable[[bool, Any, Sequence[Part]], None]
     answered: bool = False
-    place: Place | None = None  # among those of its peer that wait
+    load: Load | None = None  # on what its peer may have waiting, while it waits
 
     def reply(self, value: Any = None, body: Sequence[Part] = ()) -> None:
         if not self.answered:
             self.answer(True, value, body)
             self.answered = True  # not before: where the answer cannot travel, the error that says so is the answer
-            self.place = None
+            self.load = None
 
     def fail(self, error: BaseException) -> None:
         """Answer with an error; the cause of one of ours travels along."""
         if self.answered:
             return
         self.answered = True
-        self.place = None
+        self.load = None
         if isinstance(error, DiscoroError):
             self.answer(False, list(to_wire(error)), _packed_cause(error))
         else:
@@ -75,7 +75,7 @@ class Incoming:
             self.answer(False, ["RemoteError", f"a bug in discoro at {self.verb}: {error!r}"], ())
 
 
-class Place:
+class Load:
     """What one request takes of what its peer may have under way, for as long as this lives."""
 
     __slots__ = ("_birth", "_loads", "_size")
@@ -113,7 +113,7 @@ class UnderWay:
     def add(self, incoming: Incoming) -> None:
         """It waits for its answer."""
         size = messages.body_size(incoming.body) + ARGUMENTS_WEIGH * len(messages.pack(incoming.arguments))
-        incoming.place = Place(self._loads, incoming.peer.birth, size)
+        incoming.load = Load(self._loads, incoming.peer.birth, size)
 
 
 class Service:

@@ -292,7 +292,7 @@ class Transfers:
                 for task in finished:
                     task.result()
                     reads.discard(task)
-        except BaseException:
+        except BaseException:  # a cancellation as well
             await _ended(reads)  # before anybody begins where this one broke
             self.store.pause(receiving)
             raise
