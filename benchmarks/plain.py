@@ -16,7 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import zmq
 
@@ -107,18 +108,14 @@ def receive(size: int, keys: list[str], copy: bool) -> None:
 
 
 def send(size: int, keys: list[str], copy: bool, port: int) -> None:
-    """As many messages as each line of input says."""
-    socket = _socket(zmq.DEALER, keys)
-    socket.connect(f"tcp://127.0.0.1:{port}")
-    count = _told()
-    message = os.urandom(size)
-    while True:
-        start = time.perf_counter()
+    """As many messages as each line of input says, each after the answer to the one before."""
+
+    def once(socket: zmq.Socket[bytes], message: bytes, count: int) -> None:
         for _ in range(count):
             socket.send(message, 0, copy)
             socket.recv()
-        _say(time.perf_counter() - start)
-        count = _told()
+
+    _rounds(size, keys, port, once)
 
 
 def take(size: int, keys: list[str], copy: bool) -> None:
@@ -136,16 +133,25 @@ def take(size: int, keys: list[str], copy: bool) -> None:
 
 def stream(size: int, keys: list[str], copy: bool, port: int) -> None:
     """As many messages as each line of input says, and one answer."""
+
+    def once(socket: zmq.Socket[bytes], message: bytes, count: int) -> None:
+        socket.send(b"%d" % count)
+        for _ in range(count):
+            socket.send(message, 0, copy)
+        socket.recv()
+
+    _rounds(size, keys, port, once)
+
+
+def _rounds(size: int, keys: list[str], port: int, once: Callable[[zmq.Socket[bytes], bytes, int], None]) -> NoReturn:
+    """Do it once for each line of input, which says how many messages, and say how long it took."""
     socket = _socket(zmq.DEALER, keys)
     socket.connect(f"tcp://127.0.0.1:{port}")
     count = _told()
     message = os.urandom(size)
     while True:
         start = time.perf_counter()
-        socket.send(b"%d" % count)
-        for _ in range(count):
-            socket.send(message, 0, copy)
-        socket.recv()
+        once(socket, message, count)
         _say(time.perf_counter() - start)
         count = _told()
 
