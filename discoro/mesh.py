@@ -69,6 +69,7 @@ class Mesh:
     """
 
     _names: Names
+    rekeying: Rekeying
 
     def __init__(self, **options: Any) -> None:
         veil(options)
@@ -143,17 +144,7 @@ class Mesh:
         self.interfaces = interfaces(["127.0.0.1"] if options.local else options.ip_addr)
         if security.open and not options.open_public:
             refuse_public(self.interfaces, options.ext_ip_addr)
-        timeouts = {"connect_timeout": options.connect_timeout, "peer_timeout": options.peer_timeout}
-        self._peers = Peers(self._greeting(), security, self, **timeouts)
-        self._introducing = Introducing(self, self._peers)
-        self.handlers |= self._introducing.handlers
-        transport = self._place.transport(security, self._peers)
-        self._peers.wire = transport
-        self.rekeying = Rekeying(self, self._peers, transport, security, self._place.second_ports or self._place.ports)
-        self.handlers["moved"] = self.rekeying.on_moved
-        self._resources.push_async_callback(transport.close)
-        self.addresses = self._listen(transport)
-        self._peers.listen_at(self.addresses)
+        self._open(security)
         self._names = Names(self, options.discover_timeout, settle=0.0 if options.local else SETTLE)
         self._exits = Exits(self.me.birth, self, opens_errors=self._place.role != "node")
         self._answers = Answers(self, self._exits, self.handlers)
@@ -169,6 +160,20 @@ class Mesh:
             await self._find(self._finding)
         if security.path is not None:
             self.spawn(self.rekeying.follow(security.path))
+
+    def _open(self, security: Security) -> None:
+        """Links, their sockets, and the key of both; from here on others can greet this process."""
+        options, place = self.options, self._place
+        timeouts = {"connect_timeout": options.connect_timeout, "peer_timeout": options.peer_timeout}
+        self._peers = Peers(self._greeting(), security, self, **timeouts)
+        self._introducing = Introducing(self, self._peers)
+        transport = place.transport(security, self._peers)
+        self._peers.wire = transport
+        self.rekeying = Rekeying(self, self._peers, transport, security, place.second_ports or place.ports)
+        self.handlers |= self._introducing.handlers | {"moved": self.rekeying.on_moved}
+        self._resources.push_async_callback(transport.close)
+        self.addresses = self._listen(transport)
+        self._peers.listen_at(self.addresses)
 
     @functools.cached_property
     def _directory(self) -> ClientDirectory:
@@ -368,9 +373,9 @@ class Mesh:
         """Whether no node can be found any more."""
         return self.finding is not None and self.finding.hopeless
 
-    def why_no_nodes(self) -> str:
-        """The text of NoNodes."""
-        return self._finding.no_nodes(self.options.discover_timeout)
+    def why_no_nodes(self, seconds: float) -> str:
+        """The text of NoNodes after so many seconds."""
+        return self._finding.no_nodes(seconds)
 
     def peers(self) -> list[Peer]:
         """The processes that this one is linked with, in the order they came, workers too. Not used with yield."""

@@ -44,7 +44,7 @@ class Neighbours(Protocol):
     async def ask(self, birth: int, verb: str, arguments: dict[str, Any], timeout: float) -> Any: ...
     def look_again(self) -> None: ...
     def hopeless(self) -> bool: ...
-    def why_no_nodes(self) -> str: ...
+    def why_no_nodes(self, seconds: float) -> str: ...
 
 
 class Names:
@@ -186,9 +186,10 @@ class Names:
         Waits until no further node has turned up for a while, at most `timeout` seconds. NoNodes where none did.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + (self._discover_timeout if timeout is None else timeout)
-        if not await self._some_node(until - loop.time()):
-            raise NoNodes(self._neighbours.why_no_nodes())
+        seconds = self._discover_timeout if timeout is None else timeout
+        until = loop.time() + seconds
+        if not await self._some_node(seconds):
+            raise NoNodes(self._neighbours.why_no_nodes(seconds))
         while loop.time() < until:
             try:
                 async with asyncio.timeout(min(self._settle, until - loop.time())):
@@ -204,7 +205,7 @@ class Names:
 
         pause, said, loop = ASK_AGAIN_FIRST, asyncio.get_running_loop().time(), asyncio.get_running_loop()
         if not here() and not await self._some_node(self._discover_timeout, unless=here):
-            raise NoNodes(self._neighbours.why_no_nodes())
+            raise NoNodes(self._neighbours.why_no_nodes(self._discover_timeout))
         if here():
             return self._here[name][0].ref
         while not (found := await self._ask_all(name, location)):

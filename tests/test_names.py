@@ -54,7 +54,7 @@ class Around:
     def hopeless(self) -> bool:
         return self.looked >= self.hopeless_after
 
-    def why_no_nodes(self) -> str:
+    def why_no_nodes(self, seconds: float) -> str:
         return "why"
 
 
