@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from discoro import messages, payload
+from discoro import packing, payload
 from discoro.blobs import Blob, checked_blob
 from discoro.coro import sender
 from discoro.errors import BroadcastFailed, DiscoroError, NoSuchCoro, NotHere, PeerLost, ProtocolError, Timeout, Unreachable
@@ -253,7 +253,7 @@ class _Origin(Home):
         for node in mesh.nodes():
             if node.role == "node":
                 with contextlib.suppress(DiscoroError):
-                    mesh.tell(process_of(node), "release", {}, [messages.pack([list(blob)])])
+                    mesh.tell(process_of(node), "release", {}, [packing.pack([list(blob)])])
 
 
 # ------------------------------------------------------------------ where it is used

@@ -17,8 +17,9 @@ from typing import Any, Protocol, TypeVar
 from discoro.coro import Coro, sender
 from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, Timeout, Unreachable, WorkerLost
 from discoro.link import Link
-from discoro.messages import MAX_TEXT, MIB, Exit
+from discoro.messages import MIB, Exit
 from discoro.outcomes import EXCEPTION, LINKED, NORMAL, PARENT, PEER_LOST, UNKNOWN, WORKER_LOST, Outcome
+from discoro.packing import MAX_TEXT
 from discoro.raised import told_there
 from discoro.references import CoroRef
 from discoro.requests import Answer, Incoming

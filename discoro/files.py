@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from discoro import messages
+from discoro import packing
 from discoro.blobs import PIECE, Blob, blob_of, checked_blob, piece_digest
 from discoro.errors import ConfigError, DestPathError, ProtocolError, TransferFailed
 from discoro.messages import MAX_NAME, MIB, Part
@@ -57,13 +57,13 @@ def units(files: Iterable[Shipped]) -> dict[str, Contents]:
 
 def packed_files(files: Iterable[Shipped]) -> bytes:
     """A list of files as one part of a body."""
-    return messages.pack([file.to_plain() for file in files])
+    return packing.pack([file.to_plain() for file in files])
 
 
 def unpacked_files(part: Part) -> list[Shipped]:
     """The list that `packed_files` made; ProtocolError for what is none, or has a name that leaves its directory."""
     files = []
-    for each in messages.unpack_rows(part, MAX_LIST, MAX_FILES, 4):
+    for each in packing.unpack_rows(part, MAX_LIST, MAX_FILES, 4):
         match each:
             case [str(name), digest, size, bool(executable)]:
                 files.append(Shipped(checked_name(name), checked_blob(digest, size), executable))

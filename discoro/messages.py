@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
-
-import msgpack
+from typing import Any, NamedTuple
 
 from discoro.errors import ProtocolError, TooLarge
 from discoro.memory import room
+from discoro.packing import INLINE_BODY, MAX_HEADER, MAX_KEYS, MAX_TEXT, nbytes, pack, unpack
 
 PROTOCOL_VERSION = 1
 MAGIC = "discoro"
@@ -22,21 +21,15 @@ MAGIC = "discoro"
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 MAX_FRAME = 1 * MIB  # libzmq buffers an announced frame before anybody is authenticated (ZMQ_MAXMSGSIZE)
 PIECE_SIZE = 256 * KIB  # ZMTP heartbeats pass only between complete frames: at 16 Mbit/s a piece takes 0.13 s
-BATCH_BYTES = 256 * KIB  # small operations that share a frame, for the same reason
+BATCH_BYTES = MAX_HEADER - 1 * KIB  # small operations that share a frame, for the same reason
 BATCH_OPERATIONS = 512  # past this, sharing gains nothing measurable
 PART_WEIGHT = 64  # bytes that libzmq keeps for a part, however small: with it, 1 MiB also bounds how many parts a frame has
-INLINE_BODY = 32 * KIB  # below, copying into the header is cheaper than a ZeroMQ part of its own
-MAX_HEADER = BATCH_BYTES + 1 * KIB  # a batch whose bodies are all in the header, and what stands around it
 MAX_FIELDS = 128 * KIB  # an operation without its body: with an inline body, or MAX_PARTS empty parts, it still fits a batch
 MAX_MESSAGE = 1 * GIB  # what one operation may cost the receiver's memory
 MAX_STREAMS = 16  # operations under assembly per link; a sender alternates between 8
 MAX_PARTS = 1024  # parts of one operation: out-of-band buffers of one object
 MAX_NAME = 255  # names, verbs, reasons: they are printed
-MAX_TEXT = 64 * KIB  # error texts: a long traceback fits
 MAX_ADDRESSES = 16  # usable interfaces of one machine
-MAX_ITEMS = 8192  # of one array in a header; the longest are 1024 sizes, 1000 nodes, 2000 references in MAX_FIELDS
-MAX_KEYS = 32  # of one map in a header: arguments have names
-MAX_NESTED = 32 * KIB  # arrays and maps in one header: each costs more than its byte; a batch full of nodes has 19,000
 MAX_DEPTH = 8  # arrays and maps in each other, in arguments and values; references in lists are 5 deep
 MAX_GREETING = 16 * KIB  # three times what the longest names and 16 addresses take
 MAX_MAC = 64  # the longest that BLAKE2b gives
@@ -185,12 +178,6 @@ _FIRST = {_HELLO, _WELCOME, _REFUSED, _GONE}  # what may come over a connection 
 # ------------------------------------------------------------------ out
 
 
-def pack(value: Any) -> bytes:
-    """msgpack bytes of plain values; TypeError where a value is not plain."""
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
-    return packed
-
-
 def encode_hello(mac: bytes, greeting: bytes) -> list[Part]:
     return [pack([_HELLO, MAGIC, PROTOCOL_VERSION, mac, greeting])]
 
@@ -268,7 +255,7 @@ def _clipped(operation: Operation) -> Operation:
 
 def body_size(body: Sequence[Part]) -> int:
     """Its bytes; TooLarge past MAX_MESSAGE or MAX_PARTS."""
-    size = sum(map(_nbytes, body))
+    size = sum(map(nbytes, body))
     if size > MAX_MESSAGE:
         raise TooLarge(f"a message of {size} bytes; at most {MAX_MESSAGE} travel in one. Send it in parts, or as a file")
     if len(body) > MAX_PARTS:
@@ -286,10 +273,6 @@ def _header_size(kind: int, fields: list[Any]) -> int:
         raise TooLarge(f"a request or reply of {len(packed) + 8} bytes without its body; at most {MAX_FIELDS}")
     unpack(packed)  # what the receiver would not take must not leave: it would end the link
     return len(packed) + 8
-
-
-def _nbytes(part: Part) -> int:
-    return len(part) if isinstance(part, bytes) else memoryview(part).nbytes
 
 
 def encode_data(session: int, number: int, received: int, wires: Sequence[Wire]) -> list[Part]:
@@ -314,9 +297,9 @@ def split(wire: Wire, stream: int) -> Iterator[Wire]:
 
     There is at least one: without the bytes of its parts, an operation weighs less than that (MAX_FIELDS).
     """
-    views = [memoryview(part).cast("B") for part in wire.parts if _nbytes(part)]
+    views = [memoryview(part).cast("B") for part in wire.parts if nbytes(part)]
     slices = [view[at : at + PIECE_SIZE] for view in views for at in range(0, len(view), PIECE_SIZE)]
-    sizes = [_nbytes(part) for part in wire.parts]
+    sizes = [nbytes(part) for part in wire.parts]
     for index, part in enumerate(slices):
         first, last = index == 0, index == len(slices) - 1
         header = [_PIECE, stream, last, wire.header if first else None, sizes if first else None]
@@ -332,77 +315,11 @@ def completes(wire: Wire) -> bool:
 # ------------------------------------------------------------------ in
 
 
-def unpack(data: Part, limit: int = MAX_HEADER) -> Any:
-    """Plain values from at most `limit` bytes of msgpack; ProtocolError for anything else, however nested or announced.
-
-    What is announced is held against the limits before it is made: a few bytes can announce gigabytes.
-    """
-    if _nbytes(data) > limit:
-        raise ProtocolError(f"a header of {_nbytes(data)} bytes; at most {limit}")
-    counting = {} if _nbytes(data) <= MAX_NESTED else _counting()
-    try:
-        return msgpack.unpackb(data, **_LIMITS, **counting)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise _not_msgpack(error) from None
-
-
-def unpack_rows(data: Part, limit: int, rows: int, fields: int) -> Iterator[list[Any]]:
-    """The items of a long list, one by one, each a list of that many texts, numbers and the like; else ProtocolError.
-
-    One by one, since a list of 32 MiB could else make a hundred times as much of itself before anybody looks at it.
-    """
-    if _nbytes(data) > limit:
-        raise ProtocolError(f"a list of {_nbytes(data)} bytes; at most {limit}")
-    unpacker = msgpack.Unpacker(max_buffer_size=limit, **{**_LIMITS, "max_array_len": 0, "max_map_len": 0})
-    try:
-        unpacker.feed(data)
-        count = unpacker.read_array_header()
-        if count > rows:
-            raise ProtocolError(f"not a list of at most {rows} items, but of {count}")
-        for _ in range(count):
-            if unpacker.read_array_header() != fields:
-                raise ProtocolError(f"not a list of items that have {fields} fields each")
-            yield [unpacker.unpack() for _ in range(fields)]
-    except (ValueError, msgpack.UnpackException) as error:
-        raise _not_msgpack(error) from None
-    if unpacker.tell() != _nbytes(data):
-        raise ProtocolError("a list with something behind it")
-
-
-def _not_msgpack(error: Exception) -> ProtocolError:
-    return ProtocolError(f"not a discoro header: {type(error).__name__} {error}"[:200])
-
-
-def _counting() -> dict[str, Callable[[Any], Any]]:
-    """What ends the unpacking of a header after MAX_NESTED arrays and maps."""
-    left = iter(range(MAX_NESTED))
-
-    def count(nested: Any) -> Any:
-        if next(left, None) is None:
-            raise ValueError(f"more than {MAX_NESTED} arrays and maps")
-        return nested
-
-    return {"list_hook": count, "object_hook": count}
-
-
-def _no_extension(code: int, data: bytes) -> NoReturn:
-    raise ValueError(f"extension {code}")
-
-
-_LIMITS = {
-    "raw": False,  # texts are UTF-8
-    "strict_map_key": True,
-    "ext_hook": _no_extension,
-    "max_ext_len": 0,  # timestamps do not come to the hook
-    **{"max_str_len": MAX_TEXT, "max_bin_len": INLINE_BODY, "max_array_len": MAX_ITEMS, "max_map_len": MAX_KEYS},
-}
-
-
 def decode(parts: Sequence[Part]) -> Frame:
     """The frame in these parts; ProtocolError if they are none, Torn if they may once have been more."""
     if not parts:
         raise ProtocolError("a frame without a header")
-    weight = sum(map(_nbytes, parts)) + PART_WEIGHT * (len(parts) - 1)
+    weight = sum(map(nbytes, parts)) + PART_WEIGHT * (len(parts) - 1)
     if weight > MAX_FRAME:
         raise ProtocolError(f"a frame of {weight} bytes in {len(parts)} parts; at most {MAX_FRAME}")
     if len(parts) > 1:
@@ -413,8 +330,8 @@ def decode(parts: Sequence[Part]) -> Frame:
 
 def decode_first(parts: Sequence[Part]) -> Frame:
     """The same for a connection over which nobody was greeted yet, where only a greeting and its answers may come."""
-    if len(parts) != 1 or _nbytes(parts[0]) > MAX_FIRST:
-        size = sum(map(_nbytes, parts))
+    if len(parts) != 1 or nbytes(parts[0]) > MAX_FIRST:
+        size = sum(map(nbytes, parts))
         raise ProtocolError(f"{len(parts)} parts of {size} bytes before a greeting; one of at most {MAX_FIRST}")
     kind, fields = _header(parts[0], MAX_FIRST)
     if kind not in _FIRST:
@@ -571,7 +488,7 @@ class _Stream:
         self.operation = _operation(header[0], header[1:], self._claim)
 
     def fill(self, piece: Part) -> None:
-        count, size = _nbytes(piece), self.sizes[len(self.parts)] if self.missing else 0
+        count, size = nbytes(piece), self.sizes[len(self.parts)] if self.missing else 0
         if not count:
             return
         if self._room is None and count == size:  # a part in one piece is taken as it came

@@ -28,8 +28,9 @@ from discoro.building import MARK, Builder, Namespace, load
 from discoro.culprit import described
 from discoro.errors import PackError, RemoteError, UnpackError
 from discoro.memory import as_bytes, copied
-from discoro.messages import MAX_PARTS, MAX_TEXT, Part
+from discoro.messages import MAX_PARTS, Part
 from discoro.modules import Referred
+from discoro.packing import MAX_TEXT
 from discoro.raised import error_text, reason
 from discoro.shipping import CodePickler, MessagePickler, mentions_code, note_files
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from discoro import messages, payload
+from discoro import messages, packing, payload
 from discoro.errors import DiscoroError, Overloaded, PeerLost, ProtocolError, UnpackError, from_wire, to_wire
 from discoro.messages import MAX_MESSAGE, Greeting, Part
 
@@ -112,7 +112,7 @@ class UnderWay:
 
     def add(self, incoming: Incoming) -> None:
         """It waits for its answer."""
-        size = messages.body_size(incoming.body) + ARGUMENTS_WEIGH * len(messages.pack(incoming.arguments))
+        size = messages.body_size(incoming.body) + ARGUMENTS_WEIGH * len(packing.pack(incoming.arguments))
         incoming.load = Load(self._loads, incoming.peer.birth, size)
 
 

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from discoro import messages
+from discoro import packing
 from discoro.answers import Handler
 from discoro.blobs import PIECE, Blob, Receiving, checked_blob
 from discoro.copies import Assignment, Copies
@@ -188,7 +188,7 @@ class Transfers:
             free = [list(blob) for blob in blobs if not self.store.is_held(blob)]
             if self._node is not None and free:  # which holds them for us
                 with contextlib.suppress(DiscoroError):
-                    self._around.tell(self._node, "release", {}, [messages.pack(free)])
+                    self._around.tell(self._node, "release", {}, [packing.pack(free)])
 
     async def get_all(
         self, files: Sequence[Shipped], origin: CoroRef, number: object = None, watch: Count | None = None
@@ -481,7 +481,7 @@ def _blobs_in(incoming: Incoming) -> list[Blob]:
     """The blobs that the body lists."""
     if len(incoming.body) != 1:
         raise ProtocolError(f"{incoming.verb} without a list of files")
-    return [checked_blob(*each) for each in messages.unpack_rows(incoming.body[0], MAX_LIST, MAX_FILES, 2)]
+    return [checked_blob(*each) for each in packing.unpack_rows(incoming.body[0], MAX_LIST, MAX_FILES, 2)]
 
 
 def _ref(values: Any) -> CoroRef:

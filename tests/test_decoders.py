@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from discoro import messages
+from discoro import messages, packing
 from discoro.errors import ProtocolError
 from discoro.files import unpacked_files
 from tests.support import asking
@@ -94,12 +94,12 @@ NESTED = b"\xdc\x00\x1e" + EMPTY_LISTS * 30
 HEADER = b"\x95\x04\x01\x01\x00\x91\x96\x02\x01\x00\xa1v\x81\xa1a" + NESTED + b"\x00"  # of a frame with one request
 GREEDY: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "lists in a header": (messages.decode, [HEADER]),
-    "a list that is only announced": (messages.unpack, b"\xdd\x0f\xff\xff\xff"),
-    "a map that is only announced": (messages.unpack, b"\xdf\x0f\xff\xff\xff"),
-    "a bin that is only announced": (messages.unpack, b"\xc6\x7f\xff\xff\xff" + b"x" * 1000),
-    "nested in itself": (messages.unpack, b"\x91" * 200 * KIB),
+    "a list that is only announced": (packing.unpack, b"\xdd\x0f\xff\xff\xff"),
+    "a map that is only announced": (packing.unpack, b"\xdf\x0f\xff\xff\xff"),
+    "a bin that is only announced": (packing.unpack, b"\xc6\x7f\xff\xff\xff" + b"x" * 1000),
+    "nested in itself": (packing.unpack, b"\x91" * 200 * KIB),
     "a frame of somebody unknown": (messages.decode_first, [NESTED]),
-    "parts without bytes": (messages.decode, [messages.pack([4, 1, 1, 0, []]), *[b""] * 16_000]),
+    "parts without bytes": (messages.decode, [packing.pack([4, 1, 1, 0, []]), *[b""] * 16_000]),
     "files that are lists of lists": (unpacked_files, b"\xdd\x00\x01\x00\x00" + EMPTY_LISTS * 2000),
     "more files than there may be": (unpacked_files, b"\xdd\x7f\xff\xff\xff" + b"\x94" * MIB),
 }

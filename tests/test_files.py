@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from discoro import messages
+from discoro import packing
 from discoro.blobs import EMPTY, PIECE
 from discoro.errors import ConfigError, DestPathError, ProtocolError, TransferFailed
 from discoro.files import (
@@ -91,7 +91,7 @@ def test_an_ordinary_name_passes(name: str) -> None:
 )
 def test_a_list_that_is_no_list_of_files_is_refused(values: Any) -> None:
     with pytest.raises(ProtocolError):
-        unpacked_files(messages.pack(values))
+        unpacked_files(packing.pack(values))
 
 
 def test_a_list_of_files_comes_through_as_plain_values() -> None:

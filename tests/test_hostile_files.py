@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from discoro import messages
+from discoro import packing
 from discoro.blobs import EMPTY, PIECE, Blob
 from discoro.errors import ConfigError, PeerLost, ProtocolError, TooLarge, TransferFailed
 from discoro.files import MAX_FILES, Shipped, packed_files
@@ -85,7 +85,7 @@ def test_no_name_that_leads_out_is_taken_fetched_or_removed(tmp_path: Path, name
         before = files_below(tmp_path)
         listed = [[name, *hello().to_plain()[1:]]]
         for request in (
-            ("take", {"number": 1, "dir": "", "overwrite": True}, [messages.pack(listed)]),
+            ("take", {"number": 1, "dir": "", "overwrite": True}, [packing.pack(listed)]),
             take(hello(), dir=name),
             ("fetch", {"number": 1, "name": name}),
             ("remove", {"name": name}),
@@ -141,7 +141,7 @@ def test_a_link_to_what_is_discoros_own_is_not_read_through(tmp_path: Path) -> N
 def test_a_peer_offers_nothing_but_what_was_fetched(tmp_path: Path, offered: list[str]) -> None:
     async def test(both: Two) -> None:
         def answer(incoming: Incoming) -> None:
-            body = messages.pack([[name, *hello().to_plain()[1:]] for name in offered])
+            body = packing.pack([[name, *hello().to_plain()[1:]] for name in offered])
             incoming.reply(0, [body])
 
         both.far.handlers["fetch"] = answer
@@ -376,8 +376,8 @@ def test_who_fetches_and_is_lost_is_offered_nothing_any_more(tmp_path: Path) -> 
         ("take", {"number": 1, "dir": ""}),
         ("take", {"number": 1, "dir": ""}, [packed_files([]), b""]),
         ("take", {"number": 1, "dir": ""}, [b"\xc1"]),
-        ("take", {"number": 1, "dir": ""}, [messages.pack({"a": 1})]),
-        ("take", {"number": 1, "dir": ""}, [messages.pack([["a"]])]),
+        ("take", {"number": 1, "dir": ""}, [packing.pack({"a": 1})]),
+        ("take", {"number": 1, "dir": ""}, [packing.pack([["a"]])]),
         ("fetch", {"name": "a"}),
         ("fetch", {"number": 1}),
         ("fetch", {"number": 1, "name": 7}),
@@ -385,8 +385,8 @@ def test_who_fetches_and_is_lost_is_offered_nothing_any_more(tmp_path: Path) -> 
         ("withdraw", {"number": None}),
         ("remove", {}),
         ("remove", {"name": ["a"]}),
-        ("release", {}, [messages.pack([7])]),
-        ("release", {}, [messages.pack([["x", 7]])]),
+        ("release", {}, [packing.pack([7])]),
+        ("release", {}, [packing.pack([["x", 7]])]),
     ],
 )
 def test_requests_without_their_arguments_are_refused(tmp_path: Path, request_: tuple[Any, ...]) -> None:
@@ -429,7 +429,7 @@ def test_more_files_than_a_list_may_have_are_refused_on_both_sides(tmp_path: Pat
     files = [["f" + str(number), *hello().to_plain()[1:]] for number in range(MAX_FILES + 1)]
 
     async def ask(both: Two) -> None:
-        await asked(both, ("take", {"number": 1, "dir": "", "overwrite": True}, [messages.pack(files)]))
+        await asked(both, ("take", {"number": 1, "dir": "", "overwrite": True}, [packing.pack(files)]))
 
     refused(tmp_path, ProtocolError, "not a list of at most 100000 items", ask)
     many = tmp_path / "many"

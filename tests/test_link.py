@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from discoro import link as rules
-from discoro import messages
+from discoro import messages, packing
 from discoro.errors import ProtocolError
 from discoro.link import TRANSITIONS, Action, Dial, Drop, Introduce, Link, Send, SendGreeting, State, refusal, worth_dialling
 from discoro.messages import Ack, Bye, Data, Greeting, Message, Operation
@@ -678,7 +678,7 @@ def test_what_waits_in_one_turn_shares_a_frame() -> None:
         link.send(message(str(number)))
     assert [len(frame.operations) for frame in frames(link.actions(NOW))] == [messages.BATCH_OPERATIONS, 3]
     for _ in range(9):
-        link.send(large(messages.INLINE_BODY))
+        link.send(large(packing.INLINE_BODY))
     sizes = [sum(map(len, action.parts)) for action in link.actions(NOW) if isinstance(action, Send)]
     assert len(sizes) == 2 and all(size <= messages.BATCH_BYTES for size in sizes)
 

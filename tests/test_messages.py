@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from discoro import messages
+from discoro import messages, packing
 from discoro.errors import ProtocolError, TooLarge
 from discoro.messages import (
     MAX_U64,
@@ -249,7 +249,7 @@ def test_operations_that_share_a_frame_find_their_own_parts() -> None:
 
 
 def test_a_small_body_travels_in_the_header_and_a_larger_one_uncopied_beside_it() -> None:
-    small, larger = bytes(messages.INLINE_BODY), bytes(messages.INLINE_BODY + 1)
+    small, larger = bytes(packing.INLINE_BODY), bytes(packing.INLINE_BODY + 1)
     assert messages.to_wire(Message(1, (small,))).parts == ()
     assert messages.to_wire(Message(1, (larger,))).parts[0] is larger
 
@@ -353,8 +353,8 @@ def test_nesting_that_passes_here_passes_in_a_frame_and_in_a_piece() -> None:
 @pytest.mark.parametrize(
     "value",
     [nested(messages.MAX_DEPTH), {"b": nested(messages.MAX_DEPTH - 1)}, nested(400)]
-    + ["x" * (messages.MAX_TEXT + 1), bytes(messages.INLINE_BODY + 1), [0] * (messages.MAX_ITEMS + 1)]
-    + [dict.fromkeys(map(str, range(messages.MAX_KEYS + 1))), {1: 2}],
+    + ["x" * (packing.MAX_TEXT + 1), bytes(packing.INLINE_BODY + 1), [0] * (packing.MAX_ITEMS + 1)]
+    + [dict.fromkeys(map(str, range(packing.MAX_KEYS + 1))), {1: 2}],
     ids=reprlib.repr,
 )
 def test_what_the_receiver_would_not_take_is_refused_before_it_is_sent(value: Any) -> None:

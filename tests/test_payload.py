@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from discoro import building, errors, messages, payload, shipping
+from discoro import building, errors, messages, packing, payload, shipping
 from discoro.payload import Namespace, Part
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -522,7 +522,7 @@ def test_an_error_whose_str_fails_is_still_told(error: BaseException) -> None:
 
 def test_an_error_is_never_too_large_to_be_told() -> None:
     parts = payload.pack_error(raised(ValueError("x" * 10_000_000, bytes(10_000_000))))
-    assert sum(len(part) for part in parts) < 3 * messages.MAX_TEXT
+    assert sum(len(part) for part in parts) < 3 * packing.MAX_TEXT
     assert "characters left out" in str(payload.unpack_error(parts))
 
 

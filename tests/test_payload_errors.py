@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from discoro import Computation, CoroRef, errors, messages, payload
+from discoro import Computation, CoroRef, errors, packing, payload
 from discoro.raised import MAX_CAUSES, MAX_NODES, lay_out, told_there
 from tests.support.sites import Site, running_site
 
@@ -396,7 +396,7 @@ def test_an_error_is_never_too_large_to_be_told() -> None:
     group = ExceptionGroup("g", [raised(ValueError("x" * 100_000, number)) for number in range(500)])
     for error in (raised(ValueError("x" * 10_000_000)), raised(group), raised(KeyError("k"), group)):
         parts = payload.pack_error(error)
-        assert sum(len(part) for part in parts) < 2 * payload.ERROR_OBJECT + 3 * messages.MAX_TEXT
+        assert sum(len(part) for part in parts) < 2 * payload.ERROR_OBJECT + 3 * packing.MAX_TEXT
         assert payload.unpack_error(parts) is not None
 
 

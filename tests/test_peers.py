@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from discoro import messages, outbox
+from discoro import messages, outbox, packing
 from discoro import peers as rooms
 from discoro.connections import Ended
 from discoro.errors import PeerLost, Refused, Unreachable
@@ -111,7 +111,7 @@ def test_a_greeting_opens_a_link_and_operations_come_up_in_order() -> None:
         (hello(THEM._replace(session=7, python="3.12")), "python"),
         (hello(THEM._replace(session=7, wanted=0xCC)), "stale"),
         (hello(ME._replace(session=7)), "stale"),
-        ([messages.pack([1, "discoro", 99, b"whatever", {"a": "newer"}])], "protocol"),
+        ([packing.pack([1, "discoro", 99, b"whatever", {"a": "newer"}])], "protocol"),
     ],
 )
 def test_who_does_not_belong_is_refused_with_the_first_reason(theirs: Any, code: str) -> None:
@@ -136,13 +136,13 @@ def test_nothing_of_a_greeting_is_read_before_its_mac(monkeypatch: pytest.Monkey
 
     def test(peers: Peers, recorder: Recorder) -> None:
         peers.received(1, hello(security=OTHER))
-        peers.received(2, [messages.pack([1, "discoro", 1, b"", b"junk"])])
+        peers.received(2, [packing.pack([1, "discoro", 1, b"", b"junk"])])
         assert [frame.code for _, frame in recorder.sent] == ["key", "key"]
 
     with_peers(test)
 
 
-@pytest.mark.parametrize("junk", [[b"junk"], [b""], [messages.pack([4, 7, 1, 0, []])], [messages.pack([99])]])
+@pytest.mark.parametrize("junk", [[b"junk"], [b""], [packing.pack([4, 7, 1, 0, []])], [packing.pack([99])]])
 def test_frames_of_strangers_do_nothing(junk: list[bytes]) -> None:
     def test(peers: Peers, recorder: Recorder) -> None:
         peers.received(1, junk)
@@ -151,7 +151,7 @@ def test_frames_of_strangers_do_nothing(junk: list[bytes]) -> None:
     with_peers(test)
 
 
-@pytest.mark.parametrize("junk", [[b"junk"], [b""], [messages.pack([4, 7, 1, 0, [[99]]])]])
+@pytest.mark.parametrize("junk", [[b"junk"], [b""], [packing.pack([4, 7, 1, 0, [[99]]])]])
 def test_a_peer_that_breaks_the_protocol_is_told_and_cut_off_and_others_live_on(junk: Any) -> None:
     def test(peers: Peers, recorder: Recorder) -> None:
         peers.received(1, hello())
@@ -178,11 +178,11 @@ def test_who_breaks_the_protocol_with_its_greeting_is_cut_off_too() -> None:
 
 
 STRANGE = {
-    "numbered frames": [messages.pack([4, 7, 1, 0, []])],
-    "an acknowledgement": [messages.pack([5, 7, 1])],
-    "a goodbye": [messages.pack([6, 7, "done"])],
+    "numbered frames": [packing.pack([4, 7, 1, 0, []])],
+    "an acknowledgement": [packing.pack([5, 7, 1])],
+    "a goodbye": [packing.pack([6, 7, "done"])],
     "several parts": [*hello(), b"x"],
-    "a greeting past the limit": [messages.pack([1, "discoro", 99, bytes(messages.MAX_FIRST)])],
+    "a greeting past the limit": [packing.pack([1, "discoro", 99, bytes(messages.MAX_FIRST)])],
     "many small parts": [b"\x90"] * 1000,
 }
 
@@ -324,7 +324,7 @@ def test_frames_that_somebody_in_between_tears_are_told_of_once_and_the_link_sta
         for conn in range(1, 50):
             link = peers.get(THEM.birth)
             peers.received(conn, hello(THEM._replace(session=7, resume=link.session if link is not None else 0)))
-            peers.received(conn, [*data(peers, Message(1, (b"a" * messages.INLINE_BODY, b"b")))[:-1]])
+            peers.received(conn, [*data(peers, Message(1, (b"a" * packing.INLINE_BODY, b"b")))[:-1]])
         assert peers.get(THEM.birth) is not None and recorder.told == ["opened"]
         assert len(caplog.records) == 1 and "dropped the connection: bob/2" in caplog.text
 

@@ -35,7 +35,7 @@ from discoro import (
     WorkerLost,
     current_mesh,
     discoro_server,
-    messages,
+    packing,
     payload,
 )
 from discoro.files import measure, packed_files
@@ -96,8 +96,8 @@ NONSENSE: list[tuple[str, Any, Any, type[Exception]]] = [
     ("setup", {**OPEN, "files": 2}, SQUARE, ProtocolError),
     ("setup", {**OPEN, "files": 1}, SQUARE, ProtocolError),
     ("setup", {**OPEN, "files": 1}, [b"junk", *SQUARE], ProtocolError),
-    ("setup", {**OPEN, "files": 1}, [messages.pack([["../x", "a" * 64, 5, False]]), *SQUARE], ProtocolError),
-    ("setup", {**OPEN, "files": 1}, [messages.pack([["a", "a" * 64, 5, False]]), *SQUARE], TransferFailed),
+    ("setup", {**OPEN, "files": 1}, [packing.pack([["../x", "a" * 64, 5, False]]), *SQUARE], ProtocolError),
+    ("setup", {**OPEN, "files": 1}, [packing.pack([["a", "a" * 64, 5, False]]), *SQUARE], TransferFailed),
     ("setup", {**OPEN, "code": 2}, SQUARE, ProtocolError),
     ("setup", {**OPEN, "code": -1}, SQUARE, ProtocolError),
     ("setup", {**OPEN, "code": "1"}, SQUARE, ProtocolError),

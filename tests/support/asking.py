@@ -13,7 +13,7 @@ import contextlib
 import tempfile
 from typing import Any
 
-from discoro import RCI, Channel, Queue, messages, payload
+from discoro import RCI, Channel, Queue, messages, packing, payload
 from discoro.coro import Coro
 from discoro.errors import ProtocolError
 from discoro.files import packed_files
@@ -99,7 +99,7 @@ class Asked:
 
 
 def _question(parts: list[bytes]) -> tuple[str, int, str, dict[str, Any]]:
-    match messages.unpack(parts[0] if parts else b""):
+    match packing.unpack(parts[0] if parts else b""):
         case [int(role), int(coro), str(verb), dict(arguments)]:
             wire = messages.to_wire(messages.Request(1, abs(coro) % 6, verb, arguments))
         case _:
@@ -131,7 +131,7 @@ def close() -> None:
 
 
 def question(coro: int, verb: str, role: int = 0, body: tuple[Any, ...] = (), **arguments: Any) -> list[bytes]:
-    return [messages.pack([role, coro, verb, arguments]), *(bytes(part) for part in body)]
+    return [packing.pack([role, coro, verb, arguments]), *(bytes(part) for part in body)]
 
 
 REF = ["00000000000000bb", 3, 0xBB, 5, "bob", ["127.0.0.1:3"]]
@@ -149,7 +149,7 @@ QUESTIONS: list[list[bytes]] = [
     question(0, "reach", birth=0xCC, addresses=["127.0.0.1:9"], within=0.5),
     question(0, "read", piece=0, **BLOB),
     question(0, "bring", origin=REF, **BLOB),
-    question(0, "release", body=(messages.pack([["ab" * 32, 5]]),)),
+    question(0, "release", body=(packing.pack([["ab" * 32, 5]]),)),
     question(0, "source", again=True, **BLOB),
     question(0, "pulled", how="done", **BLOB),
     question(0, "progress", number=1, done=1, total=2),

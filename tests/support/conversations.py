@@ -16,7 +16,7 @@ from typing import Any
 
 import msgpack
 
-from discoro import messages, peers
+from discoro import messages, packing, peers
 from discoro.connections import Ended
 from discoro.errors import DiscoroError
 from discoro.link import Link, State
@@ -166,7 +166,7 @@ def _hold(it: Peers) -> None:
 
 
 def frame(conn: int, parts: Sequence[Part]) -> bytes:
-    return messages.pack(["frame", conn, [bytes(part) for part in parts]])
+    return packing.pack(["frame", conn, [bytes(part) for part in parts]])
 
 
 def hello(conn: int, theirs: Greeting, **more: Any) -> bytes:
@@ -188,13 +188,13 @@ def _pieces(conn: int) -> list[bytes]:
     for index, each in enumerate(slices):
         first = index == 0
         header = [5, 1, index == 2, wire.header if first else None, [20, 0, 3] if first else None]
-        parts = [messages.pack([4, SESSION, index + 1, 0, [header]]), each]
+        parts = [packing.pack([4, SESSION, index + 1, 0, [header]]), each]
         found.append(frame(conn, messages.sealed(index + 1, parts)))
     return found
 
 
 def step(*values: Any) -> bytes:
-    return messages.pack(list(values))
+    return packing.pack(list(values))
 
 
 DIALLED = [step("link", HIGH.birth, list(HIGH.addresses)), step("connected", 8), welcome(8, HIGH, wanted=ME.birth)]

@@ -2,7 +2,7 @@
 
 An input is a list of parts (mutations.py). `Decoder.decode` reads one; whatever it raises beside `errors` is a bug. Where there
 is an encoder as well, the round trip holds too. What reads values of a header gets them as discoro does: through
-`messages.unpack`.
+`packing.unpack`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from discoro import (
     messages,
     names,
     outcomes,
+    packing,
     payload,
     requests,
     server,
@@ -65,7 +66,7 @@ class Decoder:
 
 
 def plain(value: Any) -> Parts:
-    return [messages.pack(value)]
+    return [packing.pack(value)]
 
 
 def bytes_of(parts: Any) -> Parts:
@@ -121,7 +122,7 @@ def of_pieces(parts: Parts) -> Any:
     """Each part is one data frame of one piece, as a list of bins: header, piece, seal."""
     assembler, whole = messages.Assembler(), []
     for part in parts[:64]:
-        frame = messages.unpack(part)
+        frame = packing.unpack(part)
         if not isinstance(frame, list) or len(frame) > 3 or not all(isinstance(each, bytes) for each in frame):
             raise ProtocolError("no frame with one part")
         decoded = messages.decode(frame)
@@ -142,8 +143,8 @@ def pieces(operation: Any, cuts: int, stream: int = 1) -> Parts:
         first = index == 0
         sizes = [len(part) for part in body]
         piece = [5, stream, index == len(slices) - 1, wire.header if first else None, sizes if first else None]
-        frame = messages.sealed(index + 1, [messages.pack([4, 1, index + 1, 0, [piece]]), each])
-        found.append(messages.pack([bytes(part) for part in frame]))
+        frame = messages.sealed(index + 1, [packing.pack([4, 1, index + 1, 0, [piece]]), each])
+        found.append(packing.pack([bytes(part) for part in frame]))
     return found
 
 
@@ -152,7 +153,7 @@ def pieces(operation: Any, cuts: int, stream: int = 1) -> Parts:
 
 def the_operation(header: Any) -> Any:
     """The operation of that header, as it comes out of a frame."""
-    frame = messages.decode([messages.pack([4, 1, 1, 0, [header]])])
+    frame = messages.decode([packing.pack([4, 1, 1, 0, [header]])])
     assert isinstance(frame, Data)
     return frame.operations[0]
 
@@ -161,7 +162,7 @@ def incoming(parts: Parts) -> Incoming:
     """A request whose arguments are in the first part; the others are its body."""
     if not parts:
         raise ProtocolError("nothing")
-    operation = the_operation([2, 1, 0, "verb", messages.unpack(parts[0]), 0])
+    operation = the_operation([2, 1, 0, "verb", packing.unpack(parts[0]), 0])
     return Incoming(ADA, 0, "verb", operation.arguments, parts[1:], lambda *answer: None)
 
 
@@ -206,7 +207,7 @@ ARGUMENTS: dict[str, tuple[Callable[[Incoming], Any], Parts]] = {
     "ref": (lambda request: ref_in(request, "ref"), plain({"ref": REF.to_plain()})),
     "blob": (transfers._blob_in, plain({"digest": "ab" * 32, "size": 5})),
     "key": (exchange._key, plain({"number": 1})),
-    "release": (transfers._blobs_in, [*plain({}), messages.pack([list(BLOB), list(blobs.EMPTY)])]),
+    "release": (transfers._blobs_in, [*plain({}), packing.pack([list(BLOB), list(blobs.EMPTY)])]),
     "take": (exchange._files_in, [*plain({"dir": "below"}), shipped_files.packed_files(FILES)]),
     "setup": (server.bodies, [*plain({"files": 1, "code": 1}), shipped_files.packed_files(FILES), b"code", b"func"]),
     "name": (lambda request: services.registered_name("queue", request.arguments.get("name")), plain({"name": "ada"})),
@@ -222,7 +223,7 @@ def files_again(found: Any) -> None:
 
 
 def of_plain_reference(parts: Parts) -> Any:
-    ref = CoroRef.from_plain(messages.unpack(parts[0] if parts else b""))
+    ref = CoroRef.from_plain(packing.unpack(parts[0] if parts else b""))
     assert CoroRef.from_plain(ref.to_plain()) == ref
     return ref
 
@@ -235,7 +236,7 @@ def of_reference_text(parts: Parts) -> Any:
 
 
 def of_broadcast(parts: Parts) -> Any:
-    match messages.unpack(parts[0] if parts else b""):
+    match packing.unpack(parts[0] if parts else b""):
         case [ref, digest, size, what]:
             return broadcasting._rebuilt(CoroRef.from_plain(ref), digest, size, what)
     raise ProtocolError("not four values")
@@ -249,7 +250,7 @@ def of_blob(parts: Parts) -> Any:
 
 def of_advert(parts: Parts) -> Any:
     """Instance, port, hosts, and the TXT record, as values."""
-    match messages.unpack(parts[0] if parts else b""):
+    match packing.unpack(parts[0] if parts else b""):
         case [str(instance), int(port), list(hosts), dict(txt)] if type(port) is int and all(
             isinstance(host, str) for host in hosts
         ):
@@ -276,12 +277,12 @@ TXT = {key: value.encode() for key, value in adverts.to_txt(ADVERT).items()}
 
 def answer(parts: Parts) -> Answer:
     """An answer whose value is in the first part; the others are its body."""
-    operation = the_operation([3, 1, True, messages.unpack(parts[0] if parts else b""), 0])
+    operation = the_operation([3, 1, True, packing.unpack(parts[0] if parts else b""), 0])
     return Answer(operation.value, parts[1:])
 
 
 def of_error_answer(parts: Parts) -> Any:
-    error = requests.Requests()._error(messages.unpack(parts[0] if parts else b""), parts[1:])
+    error = requests.Requests()._error(packing.unpack(parts[0] if parts else b""), parts[1:])
     assert isinstance(error, DiscoroError)
     return error
 
@@ -380,7 +381,7 @@ def of_payload_error(parts: Parts) -> Any:
 
 
 def of_outcome(parts: Parts) -> Any:
-    operation = the_operation(messages.unpack(parts[0] if parts else b""))
+    operation = the_operation(packing.unpack(parts[0] if parts else b""))
     if not isinstance(operation, Exit):
         raise ProtocolError("no exit")
     return outcomes.Outcome(operation.reason, text=operation.text, body=parts[1:]).unpacked(None, "there")

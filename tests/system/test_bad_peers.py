@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from discoro import messages
+from discoro import messages, packing
 from discoro.messages import Bye, Data, Greeting, Message, RefusedFrame, Reply, Request, Welcome
 from discoro.security import Security
 from tests.support.commands import Machines
@@ -153,7 +153,7 @@ def test_a_peer_with_another_key_gets_no_word_in(victim: Victim) -> None:
 def test_another_protocol_version_is_refused_in_words(victim: Victim) -> None:
     for door in victim.doors:
         with RawPeer(door, victim.security) as peer:
-            peer.send(messages.pack([1, messages.MAGIC, 99, "whatever", {"version": 99}, victim.bomb]))
+            peer.send(packing.pack([1, messages.MAGIC, 99, "whatever", {"version": 99}, victim.bomb]))
             answer = peer.next()
             assert isinstance(answer, RefusedFrame)
             assert (answer.version, answer.code) == (messages.PROTOCOL_VERSION, "protocol")
@@ -185,7 +185,7 @@ def test_other_greetings_are_refused_in_words(victim: Victim, code: str, changes
 
 
 def test_a_signed_greeting_that_is_none_gets_no_welcome(victim: Victim) -> None:
-    bodies = [victim.bomb, b"", messages.pack([1, 2, 3]), messages.pack([[]] * 13), b"\xdd\xff\xff\xff\xff", b"\x91" * 10_000]
+    bodies = [victim.bomb, b"", packing.pack([1, 2, 3]), packing.pack([[]] * 13), b"\xdd\xff\xff\xff\xff", b"\x91" * 10_000]
     for door in victim.doors:
         for body in bodies:
             with RawPeer(door, victim.security) as peer:
@@ -233,9 +233,9 @@ def test_a_crowd_that_greets_and_goes_does_not_use_up_the_links(victim: Victim) 
 BROKEN_FRAMES = {
     "no msgpack": b"\xc1\xc1\xc1",
     "a pickle": b"",  # the bomb itself
-    "a number": messages.pack(7),
-    "an unknown kind": messages.pack([77, 1, 2]),
-    "data without operations": messages.pack([4, 1, 1]),
+    "a number": packing.pack(7),
+    "an unknown kind": packing.pack([77, 1, 2]),
+    "data without operations": packing.pack([4, 1, 1]),
     "an unknown operation": b"",
     "nesting without end": b"\x91" * 100_000,
     "an array of four billion": b"\xdd\xff\xff\xff\xff",
@@ -257,13 +257,13 @@ def broken_frame(name: str, greeting: Greeting, victim: Victim) -> list[bytes]:
         case "a pickle":
             return [victim.bomb]
         case "an unknown operation":
-            return [messages.pack([4, session, 1, 0, [[99, 1, 2]]])]
+            return [packing.pack([4, session, 1, 0, [[99, 1, 2]]])]
         case "an acknowledgement of what was never sent":
-            return [messages.pack([5, session, 1 << 40])]
+            return [packing.pack([5, session, 1 << 40])]
         case "a piece of nothing":
-            return sealed([messages.pack([4, session, 1, 0, [[5, 3, False, None, None]]]), victim.bomb])
+            return sealed([packing.pack([4, session, 1, 0, [[5, 3, False, None, None]]]), victim.bomb])
         case "parts of nobody":
-            return sealed([messages.pack([4, session, 1, 0, []]), victim.bomb, victim.bomb])
+            return sealed([packing.pack([4, session, 1, 0, []]), victim.bomb, victim.bomb])
     return [BROKEN_FRAMES[name]]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import zmq
 
-from discoro import messages
+from discoro import messages, packing
 from discoro.messages import Greeting, Message, Reply, Request
 from discoro.security import Security
 from tests.support.commands import Command, Machines
@@ -113,17 +113,17 @@ def bombed_greetings(bomb: bytes) -> Iterator[bytes]:
         for payload in (bomb, bomb.decode("latin-1"), [bomb], {"__reduce__": bomb}):
             fields: list[Any] = [list(each) if isinstance(each, tuple) else each for each in a_greeting()]
             fields[index] = payload
-            yield messages.pack(fields)
+            yield packing.pack(fields)
 
 
 def bombed_frames(bomb: bytes) -> Iterator[list[bytes]]:
     """Frames of every kind with the bomb in each of their fields, in their parts, and in the place of the whole."""
     yield [bomb]
-    greeting = messages.pack(list(a_greeting()))
+    greeting = packing.pack(list(a_greeting()))
     shapes = {1: [messages.MAGIC, 1, bytes(16), greeting], 2: [bytes(16), greeting], 3: [1, "key", "why"], 4: [1, 1, 0, []]}
     for kind, fields in {**shapes, 5: [1, 1], 6: [1, "bye"], 7: [1], 8: [1, 1]}.items():
         for index in range(len(fields)):
-            yield [messages.pack([kind, *fields[:index], bomb, *fields[index + 1 :]])]
+            yield [packing.pack([kind, *fields[:index], bomb, *fields[index + 1 :]])]
     operations = [Message(1, [bomb]), Request(1, 0, "locate", {"name": bomb}, [bomb]), Reply(1, True, bomb, [bomb])]
     errors = [Reply(1, False, ["RemoteError", "no"], [bomb]), messages.Exit(1, "normal", "", [bomb])]
     for operation in (*operations, *errors):

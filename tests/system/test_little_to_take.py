@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from discoro import messages
+from discoro import messages, packing
 from discoro.arrivals import MAX_UNGREETED
 from discoro.holding import MAX_FULL, OVERRUN_MESSAGES
 from discoro.messages import BATCH_OPERATIONS, Bye, Hold, Message, Operation, Request
@@ -281,7 +281,7 @@ def test_who_reads_files_and_takes_none_costs_some_pieces(victim: Victim) -> Non
     with victim.within(96), RawPeer(victim.doors[0], victim.security) as peer:
         greeting = peer.greet(victim)
         peer.operations(greeting, 1, Request(1, 0, "fetch", {"number": 1, "name": "large"}))
-        [[_, digest, size, _]] = messages.unpack(peer.reply().body[0])
+        [[_, digest, size, _]] = packing.unpack(peer.reply().body[0])
         for number in range(2, 66):
             reads = [Request(piece, 0, "read", {"digest": digest, "size": size, "piece": piece}) for piece in range(64)]
             peer.operations(greeting, number, *reads)
