@@ -1465,6 +1465,9 @@ def test_frames_read_after_the_end_is_known_belong_to_the_same_connection() -> N
         with zmq.Context() as context:
             peer = bare_peer(context, address)
             await listening.until(lambda: listening.frames)
+            while listener._monitor.poll(0):  # that somebody connected may not have been read yet
+                listener._events.wake()  # poll took its edge
+                await asyncio.sleep(0)
             for _ in range(200):
                 peer.send(b"last words")
             peer.close()
