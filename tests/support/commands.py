@@ -165,6 +165,8 @@ class Machines:
                 self._kill_all()
         if error is None:
             self._refuse_noise()
+        else:
+            self._print_outputs()
 
     def node(self, host: str, *options: str, key_file: Path | None = None, **environment: str) -> NodeCommand:
         """A node of that name, ready when this returns."""
@@ -205,6 +207,11 @@ class Machines:
                 command.process.kill()
             with command.process:  # closes its pipes and waits
                 pass
+
+    def _print_outputs(self) -> None:
+        """A test has failed: what is wrong with one process stands, more often than not, in the output of another."""
+        for command in self._commands:
+            print(f"--- {command.process.args!r} ended with {command.process.returncode}, and wrote:\n{command.output}")
 
     def _refuse_noise(self) -> None:
         for command in self._commands:

@@ -47,7 +47,7 @@ async def sink(coro=None):
     await coro.register("sink of " + SIDE)
     other = await coro.receive(10)
     await coro.monitor(other)
-    other.send("begin")
+    await other.deliver("begin")  # not send: our own source may have filled the link already
     got, torn = [], 0
     while not isinstance(message := await coro.receive(20), discoro.ExitNotice | None):  # None: 20 s of nothing
         got.append(message[0])
