@@ -298,6 +298,5 @@ def make_known_class(builder: Builder, module: str, qualname: str, identity: byt
 
 _MAKERS: dict[str, Callable[..., Any]] = {
     maker.__name__: maker
-    for maker in (make_function, make_class, make_enum, make_known_class)
-    + (set_function, set_globals, set_cell, set_class)
+    for maker in (make_function, make_class, make_enum, make_known_class) + (set_function, set_globals, set_cell, set_class)
 }

@@ -215,9 +215,7 @@ class Discovery:
             self._heard.tell_again()
             self._browse(self._zeroconf)
 
-    def _changed(
-        self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
-    ) -> None:
+    def _changed(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if self._service is not None and name.lower() == self._service.key:
             return
         if state_change is ServiceStateChange.Removed:
@@ -249,9 +247,7 @@ class Discovery:
             if len(service.text) > HEARD_TXT_LIMIT:
                 raise ProtocolError(f"its TXT record has {len(service.text)} bytes, over {HEARD_TXT_LIMIT}")
             hosts = service.parsed_addresses()
-            advert = advert_from(
-                service.name, service.properties, hosts, service.port, self._interfaces.networks
-            )
+            advert = advert_from(service.name, service.properties, hosts, service.port, self._interfaces.networks)
         except ProtocolError as error:
             _log.debug("! refused %s: %s", shown(service.name), error)
             self._heard.refuse(service.name, str(error))

@@ -341,4 +341,3 @@ def _is_text(address: Any) -> bool:
 def whereabouts(node: Greeting) -> list[Any]:
     """A node as `told` takes it on the other side."""
     return [node.birth, list(node.addresses)[:MAX_ADDRESSES]]
-

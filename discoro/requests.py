@@ -138,15 +138,25 @@ class Service:
         """Its coroutine has ended: nothing comes any more."""
 
 
-async def answering(incoming: Incoming, work: Awaitable[None]) -> None:
-    """Do what answers a request; whatever goes wrong is the answer."""
+def answering(incoming: Incoming, work: Awaitable[None]) -> asyncio.Task[None]:
+    """A task that does what answers a request; whatever goes wrong is the answer."""
+    task = asyncio.ensure_future(_answer(incoming, work))
+    task.add_done_callback(lambda task: _given_up(incoming, work) if task.cancelled() else None)
+    return task
+
+
+async def _answer(incoming: Incoming, work: Awaitable[None]) -> None:
     try:
         await work
     except Exception as error:  # the asker must be answered, whatever it is; fail() logs what is no error of ours
         incoming.fail(error)
-    except asyncio.CancelledError:
-        incoming.fail(PeerLost("the process that was asked is leaving, or the request was given up"))
-        raise
+
+
+def _given_up(incoming: Incoming, work: Awaitable[None]) -> None:
+    """Not in the task itself: one that is cancelled before its first step runs nothing of its own."""
+    incoming.fail(PeerLost("the process that was asked is leaving, or the request was given up"))
+    if asyncio.iscoroutine(work):
+        work.close()
 
 
 def _packed_cause(error: DiscoroError) -> Sequence[Part]:

@@ -334,9 +334,7 @@ def _from_key(key: bytes) -> bytes:
 # --- a certificate and its private key
 
 
-def _from_pair(
-    certfile: str | Path | None, keyfile: str | Path | None, secret: str | None
-) -> tuple[bytes, str]:
+def _from_pair(certfile: str | Path | None, keyfile: str | Path | None, secret: str | None) -> tuple[bytes, str]:
     """(master, origin). The private key counts as the file has it: to be copied, not converted."""
     if certfile is None:
         raise ConfigError("--keyfile needs --certfile, the certificate that belongs to it")

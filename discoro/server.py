@@ -93,7 +93,7 @@ class Serving(Service):
         """Begin to answer it; the backend does."""
         if incoming.verb not in VERBS:
             raise ProtocolError(f"{self._name} takes setup, run, ping and close, no messages, and not {incoming.verb!r}")
-        task = asyncio.ensure_future(answering(incoming, getattr(self._backend, incoming.verb)(incoming)))
+        task = answering(incoming, getattr(self._backend, incoming.verb)(incoming))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

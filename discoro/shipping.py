@@ -388,8 +388,7 @@ def _own_attributes(cls: type) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(cls).items()
-        if name not in ("__module__", "_abc_impl")
-        and not (isinstance(value, _SLOT_TYPES) and value.__objclass__ is cls)
+        if name not in ("__module__", "_abc_impl") and not (isinstance(value, _SLOT_TYPES) and value.__objclass__ is cls)
     }
 
 

@@ -117,9 +117,7 @@ def test_a_flood_of_addresses_is_cut() -> None:
 
 
 @given(st.dictionaries(st.binary(max_size=9), st.none() | st.binary(max_size=80)), st.text(), st.integers())
-def test_garbage_is_a_protocol_error_and_nothing_else(
-    txt: dict[bytes, bytes | None], instance: str, port: int
-) -> None:
+def test_garbage_is_a_protocol_error_and_nothing_else(txt: dict[bytes, bytes | None], instance: str, port: int) -> None:
     with pytest.raises(ProtocolError):
         heard(txt, instance=instance, port=port)
 

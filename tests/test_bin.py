@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 OLD = "exit 1"
 # It answers the question for its version, and has no modules.
-BARE = 'case $2 in *version_info*) exit 0;; esac; exit 1'
+BARE = "case $2 in *version_info*) exit 0;; esac; exit 1"
 
 
 @pytest.mark.parametrize(

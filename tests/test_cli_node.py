@@ -521,4 +521,3 @@ def test_warnings_of_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyP
         node.process.terminate()
         assert node.end(5) == 0
         assert "was killed by SIGTERM" in node.output and "Warning" not in node.output
-

@@ -112,9 +112,7 @@ def test_code_that_cannot_be_packed_is_named() -> None:
     def careless(target: object = stream) -> object:
         return target
 
-    with pytest.raises(
-        errors.PackError, match=r"code\[0\]: cannot pickle .* \(from a default of .*careless\)"
-    ):
+    with pytest.raises(errors.PackError, match=r"code\[0\]: cannot pickle .* \(from a default of .*careless\)"):
         payload.pack_code([careless])
 
 
@@ -187,9 +185,7 @@ def test_what_is_no_code_is_refused_as_such() -> None:
         payload.unpack_code(payload.pack({"a": 1}), Namespace("n"))
 
 
-@pytest.mark.parametrize(
-    "parts", [[], [b"x"], payload.pack(3), payload.pack(("a", "b", 3)), payload.pack([1])]
-)
+@pytest.mark.parametrize("parts", [[], [b"x"], payload.pack(3), payload.pack(("a", "b", 3)), payload.pack([1])])
 def test_what_is_no_error_is_refused_as_one(parts: Sequence[Part]) -> None:
     with pytest.raises(errors.UnpackError, match="error"):
         payload.unpack_error(parts)
@@ -208,9 +204,7 @@ class Array:
         return Array, (pickle.PickleBuffer(self.memory),)
 
 
-@pytest.mark.parametrize(
-    "value", [None, 1, "text", b"bytes", [1, (2.5,)], {"a": {1, 2}}, range(3), bytearray(b"x")]
-)
+@pytest.mark.parametrize("value", [None, 1, "text", b"bytes", [1, (2.5,)], {"a": {1, 2}}, range(3), bytearray(b"x")])
 def test_plain_values_are_plain_pickle(value: object) -> None:
     assert payload.pack(value) == [pickle.dumps(value, 5)]
     assert payload.unpack(payload.pack(value)) == value

@@ -22,8 +22,8 @@ from discoro import Timeout as DiscoroTimeout
 from discoro.coro import Coro
 from discoro.mesh import Mesh
 from discoro.queues import _Line
+from tests.simulation.mortal_network import MortalNetwork
 from tests.support.meshes import World, simulate, start, until
-from tests.support.mortal_network import MortalNetwork
 
 MORE = int(os.environ.get("PROPERTY_EXAMPLES", "0"))
 EXAMPLES = MORE or 300
@@ -144,7 +144,6 @@ class Play:
             await until(lambda: self.meshes[0].coro(self.queue.ref.id) is None, 1)
         assert not any(len(mesh._requests) for mesh in self.meshes)
         return [(item, how) for item, how in ends if item], [how for item, how in ends if isinstance(how, Item)], left
-
 
     def _nobody_waits_in_vain(self) -> None:
         line, waiting = self.home, [use for use in self.uses if not use.coro.done]

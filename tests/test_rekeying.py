@@ -69,9 +69,7 @@ def test_a_change_between_the_start_and_the_first_look_is_seen(path: Path) -> No
     assert changed is not None and changed.following is None
 
 
-def test_a_file_that_cannot_be_read_changes_nothing_and_is_told_of_once(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_that_cannot_be_read_changes_nothing_and_is_told_of_once(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     watch = watch_of(path, KeyFile(OLD))
     path.unlink()
     assert [watch.look(now) for now in (0.0, 2.0)] == [None, None]

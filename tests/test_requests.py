@@ -143,6 +143,10 @@ def test_only_the_first_answer_counts() -> None:
     assert answers == [(True, 1, ())]
 
 
+async def done(request: Incoming, work: Callable[[], Awaitable[None]]) -> None:
+    await asyncio.wait([answering(request, work())])
+
+
 def test_an_answer_that_cannot_travel_becomes_the_error_that_says_so() -> None:
     answers: list[Any] = []
 
@@ -155,7 +159,7 @@ def test_an_answer_that_cannot_travel_becomes_the_error_that_says_so() -> None:
         request.reply("large")
 
     request = Incoming(PEER, 0, "verb", {}, (), answer)
-    asyncio.run(answering(request, work()))
+    asyncio.run(done(request, work))
     assert answers == [["TooLarge", "a reply of 129 KiB"]]
 
 
@@ -165,15 +169,17 @@ def test_whatever_goes_wrong_while_answering_is_the_answer(error: Exception, nam
         raise error
 
     answers: list[Any] = []
-    asyncio.run(answering(incoming(answers), work()))
+    asyncio.run(done(incoming(answers), work))
     assert answers[0][1][0] == name
 
 
-def test_a_request_given_up_is_answered_before_it_ends() -> None:
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_request_given_up_is_answered_even_before_its_first_step(steps: int) -> None:
     async def test() -> list[Any]:
         answers: list[Any] = []
-        task = asyncio.ensure_future(answering(incoming(answers), asyncio.Event().wait()))  # type: ignore[arg-type]
-        await asyncio.sleep(0)
+        task = answering(incoming(answers), asyncio.Event().wait())  # type: ignore[arg-type]
+        for _ in range(steps):
+            await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()

@@ -332,9 +332,7 @@ def test_without_a_home_the_error_says_so() -> None:
         Security.from_options(environ={"HOME": "relative"})
 
 
-def test_an_option_beats_the_variable_and_the_variable_the_default(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_option_beats_the_variable_and_the_variable_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     environ = {"HOME": str(tmp_path), "DISCORO_KEY_FILE": "~/variable"}
     assert Security.from_options(environ=environ).origin == f"key {tmp_path}/variable (made now)"
@@ -775,9 +773,7 @@ def test_a_node_and_a_script_say_what_is_wrong_with_a_pair(
 
 
 @pytest.mark.parametrize("form", [("pkcs8", "-topk8", "-v2", "aes256"), ("ec", "-aes256")])
-def test_an_encrypted_key_is_refused_and_nobody_asked_for_a_password(
-    pair: Path, form: tuple[str, ...]
-) -> None:
+def test_an_encrypted_key_is_refused_and_nobody_asked_for_a_password(pair: Path, form: tuple[str, ...]) -> None:
     openssl(pair, *form, "-in", "key.pem", "-out", "locked.pem", "-passout", "pass:open sesame")
     (pair / "locked.pem").chmod(0o600)
     assert "locked.pem is encrypted" in pair_refused(pair, keyfile=pair / "locked.pem")
@@ -845,9 +841,7 @@ def test_files_that_are_missing_or_something_else_are_named(pair: Path) -> None:
     ("version", "has_curve", "said"),
     [((4, 3, 4), True, r"libzmq 4\.3\.4 .*4\.3\.5 is needed"), ((4, 3, 5), False, "no CURVE")],
 )
-def test_a_libzmq_unfit_for_strangers_is_refused(
-    version: tuple[int, int, int], has_curve: bool, said: str
-) -> None:
+def test_a_libzmq_unfit_for_strangers_is_refused(version: tuple[int, int, int], has_curve: bool, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         security.refuse_unfit_zmq(version, has_curve)
     security.refuse_unfit_zmq((4, 3, 5), True)
@@ -966,9 +960,7 @@ def test_another_key_is_shut_out(tmp_path: Path) -> None:
 
 
 def test_another_secret_is_shut_out() -> None:
-    assert_shut_out(
-        Security.from_options(secret=TYPED, environ={}), Security.from_options(secret=TYPED + "r", environ={})
-    )
+    assert_shut_out(Security.from_options(secret=TYPED, environ={}), Security.from_options(secret=TYPED + "r", environ={}))
 
 
 def test_open_is_shut_out_of_a_keyed_cluster(tmp_path: Path) -> None:

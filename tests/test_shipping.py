@@ -233,8 +233,6 @@ def write(folder: Path, files: dict[str, str]) -> None:
         (folder / name).write_text(textwrap.dedent(text))
 
 
-
-
 class Client:
     """What the client sent, and the process that waits for an answer."""
 

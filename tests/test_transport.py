@@ -851,9 +851,7 @@ def test_a_storm_of_strangers_while_python_is_busy_stops_nothing() -> None:
     ids=["one part", "all parts", "many parts"],
 )
 @pytest.mark.parametrize("side", ["here", "there"])
-def test_a_peer_that_sends_too_much_is_cut_off(
-    side: str, parts: list[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_peer_that_sends_too_much_is_cut_off(side: str, parts: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer whose own limits are out of order; the others live on."""
 
     async def scenario(world: SocketWorld) -> None:
@@ -1702,9 +1700,7 @@ def test_a_killed_process_is_broken_at_once() -> None:
     )
 
     async def scenario(world: SocketWorld) -> None:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-W", "ignore", "-c", program, stdin=-1, stdout=-1
-        )
+        process = await asyncio.create_subprocess_exec(sys.executable, "-W", "ignore", "-c", program, stdin=-1, stdout=-1)
         assert process.stdin and process.stdout
         process.stdin.write(trust("one").handed_down().encode() + b"\n")
         address = (await process.stdout.readline()).decode().strip()

@@ -99,9 +99,7 @@ def adopt_parent(stop: asyncio.Event, keys: KeysTold) -> Parent:
     if parent is None:
         raise ConfigError("--child is for programs that start a node for themselves: none spoke through standard input")
     # SIGTERM, for an end in order: no code that could keep it from us runs here
-    parent.end_with(
-        lambda: loop.call_soon_threadsafe(stop.set), grace=GRACE, kernel=signal.SIGTERM, on_told=keys.on_told
-    )
+    parent.end_with(lambda: loop.call_soon_threadsafe(stop.set), grace=GRACE, kernel=signal.SIGTERM, on_told=keys.on_told)
     return parent
 
 

@@ -154,9 +154,7 @@ class Machines:
             self._resources.enter_context(self.lan)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._resources:
             try:
                 if error is None:

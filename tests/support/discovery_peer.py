@@ -116,9 +116,7 @@ async def forge(mdns: AsyncZeroconf, command: dict[str, Any]) -> None:
     """Advertise a service that no node would, and wait until it is out."""
     txt = bytes.fromhex(command["txt"])
     name = f"{command['name']}.{SERVICE}"
-    service = AsyncServiceInfo(
-        SERVICE, name, port=command["port"], properties=txt, parsed_addresses=command["hosts"]
-    )
+    service = AsyncServiceInfo(SERVICE, name, port=command["port"], properties=txt, parsed_addresses=command["hosts"])
     await (await mdns.async_register_service(service, cooperating_responders=True))
     say("forged", name)
 

@@ -176,7 +176,7 @@ async def answered(mesh: Mesh, request: tuple[Any, ...], creator: Coro) -> Any:
     match request:
         case "create", name, args, kwargs:
             return Coro(resolve(name), *args, **kwargs).ref
-        case "clear", :
+        case ("clear",):
             return await cleared(mesh, {creator})
     raise ValueError(f"{request!r:.200} is no request")
 

@@ -5,8 +5,8 @@ clock is moved by hand drives it. Held to the same contract as the real one by t
 
 How it plays together: `MemoryNetwork.transport(name, …)` makes one process's transport; all of one network see
 each other's addresses, as if on one machine. A `_Wire` is one connection with an `_End` on each side. Faults are
-`with` blocks on the network: `partition`, `firewalled`, `dropping`, `delaying`, `duplicating`; and `cut`, which happens
-once.
+`with` blocks on the network: `partition`, `one_way`, `frozen`, `firewalled`, `dropping`, `delaying`, `duplicating`; and `cut`,
+which happens once.
 Dropping and duplicating inside one connection is what TCP never does: they are for what must survive even that.
 """
 
@@ -44,6 +44,8 @@ class MemoryNetwork:
         self.listening: dict[str, MemoryTransport] = {}  # by address
         self._wires: list[_Wire] = []
         self._partitions: list[frozenset[str]] = []
+        self._one_ways: list[tuple[str, str]] = []  # from one to the other nothing passes
+        self._frozen: list[str] = []
         self._firewalls: list[tuple[str, Ended]] = []
         self._faults: list[tuple[Callable[[Delays], Delays], Which]] = []
         self._free_ports = itertools.count(FIRST_FREE_PORT)
@@ -73,6 +75,36 @@ class MemoryNetwork:
             self._partitions.remove(pair)
             for wire in self._between(a, b):
                 wire.release()
+
+    @contextmanager
+    def one_way(self, sender: str, receiver: str) -> Iterator[None]:
+        """Nothing passes from one to the other; what is said the other way still does. As a partition otherwise: such a
+        connection breaks within NOTICE_SECONDS, since nobody hears that it is alive, and none can be made.
+        """
+        way = (sender, receiver)
+        self._one_ways.append(way)
+        for wire in self._between(*way):
+            wire.loop.call_later(NOTICE_SECONDS, self._notice, wire, frozenset(way))
+        try:
+            yield
+        finally:
+            self._one_ways.remove(way)
+            for wire in self._between(*way):
+                wire.release()
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """That process is busy, or stands still: it takes nothing in and says nothing, and its connections stand. Others can
+        connect to it: that is the network thread's, not Python's.
+        """
+        self._frozen.append(name)
+        try:
+            yield
+        finally:
+            self._frozen.remove(name)
+            for wire in self._wires:
+                if name in wire.names:
+                    wire.release()
 
     @contextmanager
     def firewalled(self, name: str, how: Ended = Ended.UNREACHABLE) -> Iterator[None]:
@@ -114,7 +146,7 @@ class MemoryNetwork:
             self._faults.remove(fault)
 
     def _notice(self, wire: _Wire, pair: frozenset[str]) -> None:
-        if pair in self._partitions:
+        if self.parted(set(pair)):
             wire.break_("no heartbeat")
 
     def _between(self, a: str, b: str) -> list[_Wire]:
@@ -136,8 +168,15 @@ class MemoryNetwork:
                     wire.hang_up(end, flush=True)
 
     def parted(self, names: set[str]) -> bool:
-        """Whether nothing passes between them."""
-        return names in self._partitions
+        """Whether nothing passes between them, in one direction at least: no connection can be made, or lives on."""
+        return names in self._partitions or any({*way} == names for way in self._one_ways)
+
+    def holds(self, sender: str, receiver: str) -> bool:
+        """Whether what one says does not reach the other now."""
+        if not (self._partitions or self._one_ways or self._frozen):
+            return False
+        still = sender in self._frozen or receiver in self._frozen
+        return still or {sender, receiver} in self._partitions or (sender, receiver) in self._one_ways
 
     def firewall_of(self, name: str) -> Ended | None:
         """How a dial to that process ends at its firewall; None where it has none."""
@@ -205,13 +244,16 @@ class _Wire:
         return True
 
     def release(self) -> None:
-        """The partition is over: what it held passes."""
-        held, self._held = self._held, []
-        for to, frame in held:
-            self.loop.call_soon(self._pass, to, frame)
+        """A fault is over: what it held passes, before anything else."""
+        self.loop.call_soon(self._drain)
         for end in self.ends:
             if not end.hears:
                 self.loop.call_soon(self.hang_up, end, False)
+
+    def _drain(self) -> None:
+        held, self._held = self._held, []
+        for to, frame in held:
+            self._pass(to, frame)
 
     def break_(self, detail: str) -> None:
         """Both sides are told, and what is under way is lost."""
@@ -223,7 +265,7 @@ class _Wire:
     def hang_up(self, end: _End, flush: bool) -> None:
         """This end hears no more; the other one is told, with `flush` after the frames under way to it."""
         end.hears = False
-        if not self.open or self._network.parted(self.names):  # a partition holds the goodbye as well
+        if not self.open or self._holds(self.other(end)):  # the goodbye as well
             return
         if flush and end.sent_until > self.loop.time():
             self.loop.call_at(end.sent_until + SOON_AFTER, self.hang_up, end, False)
@@ -233,8 +275,12 @@ class _Wire:
             self.open = False
             self.loop.call_soon(self._tell_ended, self.other(end), "the other side closed the connection")
 
+    def _holds(self, to: _End) -> bool:
+        """Whether what goes to that end has to wait."""
+        return self._network.holds(self.other(to).owner.name, to.owner.name)
+
     def _pass(self, to: _End, frame: list[Part]) -> None:
-        if self._network.parted(self.names):
+        if self._holds(to) or any(before is to for before, _ in self._held):
             self._held.append((to, frame))
         elif self.open and to.hears:
             if not to.conn:
@@ -327,9 +373,7 @@ class MemoryTransport:
         if there is None or stopped is Ended.REFUSED:
             self.tell_ended(conn, Ended.REFUSED, f"{address}: nothing listens there")
         elif stopped or self._network.parted({self.name, there.name}):
-            self.loop.call_later(
-                CONNECT_SECONDS, self.tell_ended, conn, Ended.UNREACHABLE, f"{address}: no answer"
-            )
+            self.loop.call_later(CONNECT_SECONDS, self.tell_ended, conn, Ended.UNREACHABLE, f"{address}: no answer")
         elif _key_of(there.security) != _key_of(self.security):
             self.tell_ended(conn, Ended.DENIED, f"{address}: {_why_denied(self.security, there.security)}")
         elif conn in self._lines:

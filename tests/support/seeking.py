@@ -1,7 +1,7 @@
 """Looking for secrets in whatever a test collected: in the forms that a program could write them in.
 
-    secrets = secrets_of(security) | {"typed": b"correct horse"}
-    assert found(log, secrets) == []
+secrets = secrets_of(security) | {"typed": b"correct horse"}
+assert found(log, secrets) == []
 """
 
 from __future__ import annotations

@@ -96,9 +96,7 @@ class TappedProxy(Proxy):
         self._doorman.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._door.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept
         self._doorman.join()
         self._door.close()

@@ -359,9 +359,7 @@ discoro.messages.PROTOCOL_VERSION = 99
     ("other", "words"),
     [
         pytest.param(OTHER_PYTHON, ["a runs Python 3.11, c runs 3.12", "Use the same minor version on both"], id="python"),
-        pytest.param(
-            OTHER_PROTOCOL, ["a speaks protocol 1, the other side 99: use the same discoro on both"], id="protocol"
-        ),
+        pytest.param(OTHER_PROTOCOL, ["a speaks protocol 1, the other side 99: use the same discoro on both"], id="protocol"),
     ],
 )
 def test_another_version_is_refused_in_words(tmp_path: Path, other: str, words: list[str], way: str) -> None:

@@ -176,7 +176,6 @@ discoro.run(client, mdns=False, ip_addr=["127.0.0.1"], peers=[NODE])
 """
 
 
-
 @dataclass
 class Attack:
     """What is done to one connection between client and worker: from `index` on, units that go `way` become others."""

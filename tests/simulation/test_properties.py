@@ -9,9 +9,9 @@ import os
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.support.programs import Program, programs
-from tests.support.promises import broken
-from tests.support.stage import play
+from tests.simulation.programs import Program, programs
+from tests.simulation.promises import broken
+from tests.simulation.stage import play
 
 MORE = int(os.environ.get("PROPERTY_EXAMPLES", "0"))
 BATCH = 1000  # examples of one test: a test that takes minutes counts as hung

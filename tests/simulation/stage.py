@@ -1,8 +1,9 @@
 """Plays a program of `programs.py` on meshes in one process, and writes down what happened, for `promises.py` to judge.
 
-Each coroutine takes its steps one after the other, from a queue of its own; half of them are generators. At the end all faults
-heal, every coroutine empties its mailbox for a minute, then all are terminated, and the tables of every mesh are looked at.
-Nothing here decides whether what happened is right.
+Each coroutine takes its steps one after the other, from a queue of its own; half of them are generators. Every process has a
+`discoro_server`, where coroutines set up computations and create visitors. At the end all faults heal, every coroutine empties
+its mailbox for a minute, then all are terminated, and the tables of every mesh are looked at. Nothing here decides whether what
+happened is right.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ import itertools
 import logging
 import random
 import secrets
+import time
+import types
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import discoro
 from discoro import holding, mailbox, outbox
+from discoro.connections import Ended as EndOfConnection
 from discoro.coro import Coro
 from discoro.link import Link
 from discoro.mesh import Mesh
 from discoro.options import Place
 from discoro.security import Security
-from tests.support import moved_clock, programs
-from tests.support.mortal_network import MortalNetwork, MortalTransport
-from tests.support.programs import Program
-from tests.support.promises import (
+from tests.simulation import programs
+from tests.simulation.mortal_network import MortalNetwork, MortalTransport
+from tests.simulation.programs import Program
+from tests.simulation.promises import (
     Began,
     Bug,
     Condemned,
@@ -36,8 +40,11 @@ from tests.support.promises import (
     Done,
     Ended,
     Event,
+    Frozen,
+    Hindered,
     History,
     Home,
+    Left,
     Leftover,
     Linked,
     Lives,
@@ -48,8 +55,10 @@ from tests.support.promises import (
     Refused,
     Sent,
     Tag,
+    Visited,
     Who,
 )
+from tests.support import moved_clock
 
 OPEN = Security.from_options(open=True)
 MAILBOX = 4  # messages
@@ -57,12 +66,13 @@ HELD = 6  # messages that wait at a sender
 WINDOW = 6  # frames
 HEALING = 60.0  # seconds: a loss, a new link, and emptying what was held
 ENDING = 40.0  # seconds until whatever waits for a terminated coroutine has ended
+CLOSING = 20.0  # seconds that a close may take at most, as its default is
 FIRST_PORT = 30_000
 
 
 def play(program: Program) -> History:
     """What happened."""
-    with small_limits(), seeded(program.seed):
+    with small_limits(), seeded(program.seed), wall_clock():
         return History(moved_clock.run(lambda: _play(program), limit=100_000.0))
 
 
@@ -100,6 +110,40 @@ def seeded(seed: int) -> Iterator[None]:
         secrets.randbits = before
 
 
+_wall = [0.0]  # how far the clock on the wall was set, in seconds
+
+
+@contextlib.contextmanager
+def wall_clock() -> Iterator[None]:
+    """A clock on the wall that a program may set: nothing that is promised may depend on it."""
+    before, _wall[0] = time.time, 0.0
+    time.time = lambda: before() + _wall[0]
+    try:
+        yield
+    finally:
+        time.time = before
+
+
+def _visitor(client: Any, number: int, coro: Any = None) -> Any:
+    """What computations run. It is sent by value, so that no file has a part in it, and finds the stage by its loop."""
+    import asyncio
+
+    stage = asyncio.get_running_loop().stage  # type: ignore[attr-defined]
+    stage.visited(client, number, coro)
+    try:
+        while True:
+            yield coro.receive()
+    finally:
+        stage.left(client, number)
+
+
+def visitor() -> Callable[..., Any]:
+    """As code typed into a prompt is: a function of no module."""
+    function = types.FunctionType(_visitor.__code__, {"__name__": "__main__"}, "visitor", _visitor.__defaults__)
+    function.__module__ = "__main__"
+    return function
+
+
 class Failure(Exception):
     """What a coroutine raises to end with an exception; it travels as itself."""
 
@@ -114,6 +158,7 @@ class Life:
         self.speaks = True  # what happens in it counts
         self.mesh: Mesh
         self.transport: MortalTransport
+        self.server: Coro
         self.losses: Counter[Home] = Counter()
 
     @property
@@ -131,6 +176,7 @@ class Actor:
         self.script: asyncio.Queue[programs.Step | None] = asyncio.Queue()
         self.coro: Coro
         self.asides: set[asyncio.Task[None]] = set()
+        self.computation = discoro.Computation(visitor())
         self.over = False  # its steps are done, and it empties its mailbox
 
     def start(self) -> None:
@@ -200,26 +246,45 @@ class Actor:
             case programs.Link(_, with_whom, old):
                 other = self.stage.actor(with_whom, old)
                 self.write(Linked(self.now, self.who, other.who))
-                await self.call("link", other, None, lambda: self.coro.link(self.ref_of(other)))
+                await self.call("link", other.who, None, lambda: self.coro.link(self.ref_of(other)))
             case programs.Receive(_, count, timeout):
                 for _ in range(count):
                     await self.receive(timeout)
             case programs.Monitor(_, of, old):
                 other = self.stage.actor(of, old)
-                await self.call("monitor", other, None, lambda: self.coro.monitor(self.ref_of(other)))
+                await self.call("monitor", other.who, None, lambda: self.coro.monitor(self.ref_of(other)))
             case programs.Result(_, of, timeout, aside, old):
                 await self.result(self.stage.actor(of, old), timeout, aside)
             case programs.Alive(_, of, old):
                 other = self.stage.actor(of, old)
-                await self.call("alive", other, None, lambda: self.ref_of(other).is_alive())
+                await self.call("alive", other.who, None, lambda: self.ref_of(other).is_alive())
             case programs.Terminate(_, of, old):
                 other = self.stage.actor(of, old)
                 self.write(Condemned(self.now, other.who))
-                await self.call("terminate", other, None, lambda: self.ref_of(other).terminate())
+                await self.call("terminate", other.who, None, lambda: self.ref_of(other).terminate())
             case programs.Stall(_, seconds):
                 await asyncio.sleep(seconds)
+            case programs.Setup(_, process, timeout):
+                await self.at_server("setup", process, timeout)
+            case programs.Run(_, process):
+                await self.at_server("run", process, None)
+            case programs.Close(_, process):
+                await self.at_server("close", process, None)
             case None:
                 await self.empty()
+
+    async def at_server(self, verb: str, process: int, timeout: float | None) -> None:
+        """One of the calls of a computation, at the server of that process."""
+        life = self.stage.life(process)
+        number = next(self.stage.visits)
+        server = life.server.ref
+        work = {
+            "setup": lambda: self.computation.setup(server, timeout),
+            "run": lambda: self.computation.run(server, [*self.who], number),
+            "close": lambda: self.computation.close(server),
+        }[verb]
+        timeout = CLOSING if verb == "close" else timeout
+        await self.call(verb, Who(*life.home, 0), timeout, work, number=number if verb == "run" else 0)
 
     def ref_of(self, other: Actor) -> discoro.CoroRef:
         return other.coro.ref
@@ -237,14 +302,14 @@ class Actor:
 
     async def deliver(self, other: Actor, timeout: float | None, size: int) -> None:
         tag = self.stage.tag(self.who, other.who)
-        await self.call("deliver", other, timeout, lambda: self.ref_of(other).deliver((tag, bytes(size)), timeout), tag)
+        await self.call("deliver", other.who, timeout, lambda: self.ref_of(other).deliver((tag, bytes(size)), timeout), tag)
 
     async def ask(self, other: Actor, timeout: float | None, size: int) -> None:
         tag = self.stage.tag(self.who, other.who)
-        await self.call("ask", other, timeout, lambda: self.ref_of(other).ask((tag, bytes(size)), timeout), tag)
+        await self.call("ask", other.who, timeout, lambda: self.ref_of(other).ask((tag, bytes(size)), timeout), tag)
 
     async def result(self, other: Actor, timeout: float | None, aside: bool) -> None:
-        calling = self.call("result", other, timeout, lambda: self.ref_of(other).result(timeout))
+        calling = self.call("result", other.who, timeout, lambda: self.ref_of(other).result(timeout))
         if not aside:
             await calling
             return
@@ -280,20 +345,31 @@ class Actor:
             await self.receive(None)
 
     async def call(
-        self, verb: str, other: Actor, timeout: float | None, work: Callable[[], Awaitable[Any]], tag: Tag | None = None
+        self,
+        verb: str,
+        to: Who,
+        timeout: float | None,
+        work: Callable[[], Awaitable[Any]],
+        tag: Tag | None = None,
+        number: int = 0,
     ) -> None:
         """Whatever comes of it is written down, and the coroutine goes on."""
-        number = next(self.stage.calls)
-        self.write(Began(self.now, number, self.who, verb, other.who, timeout, tag))
+        call = next(self.stage.calls)
+        self.write(Began(self.now, call, self.who, verb, to, timeout, tag, number))
         try:
             value = await work()
         except asyncio.CancelledError:
-            self.write(Done(self.now, number, None, "CancelledError"))
+            self.write(Done(self.now, call, None, "CancelledError"))
             raise
         except Exception as error:
-            self.write(Done(self.now, number, None, type(error).__name__, str(error)))
+            self.write(Done(self.now, call, None, type(error).__name__, str(error)))
         else:
-            self.write(Done(self.now, number, value))
+            self.write(Done(self.now, call, str(value) if verb == "run" else value))
+
+
+def name_of(process: int) -> str:
+    """What a process is called; later ones have the greater names."""
+    return f"p{process:02d}"
 
 
 class Stage:
@@ -303,16 +379,20 @@ class Stage:
         self.program = program
         self.events: list[Event] = []
         self.calls = itertools.count(1)
+        self.visits = itertools.count(1)
         self._numbers = itertools.count(1)
         self._tags = itertools.count(1)
-        slow = {(a, b): program.latency for a in "abcd" for b in "abcd" if a < b}
-        self._network = MortalNetwork(slow if program.latency else {})
+        names = [name_of(process) for process in range(program.processes)]
+        slow = {(a, b): program.latency for a in names for b in names if a < b}
+        self._network = MortalNetwork(slow if program.latency else {}, program.slow_dials, random.Random(program.seed))
         self._lives: list[list[Life]] = [[] for _ in range(program.processes)]
         self._actors: list[list[Actor]] = [[] for _ in range(program.coroutines)]
         self._by_ref: dict[discoro.CoroRef, Who] = {}
         self._homes: dict[int, Home] = {}
+        self._visitors: dict[int, Life] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._parted: set[frozenset[int]] = set()
+        self._faults: set[object] = set()  # under way; each once at a time
+        asyncio.get_running_loop().stage = self  # type: ignore[attr-defined]
 
     @property
     def now(self) -> float:
@@ -362,15 +442,29 @@ class Stage:
             case programs.Start(index):
                 self._start(index)
             case programs.Restart(process, how, pause):
-                if self._life(process).up:
-                    self._life(process).up = False
+                if self.life(process).up:
+                    self.life(process).up = False
                     self._later(self._restart(process, how, pause))
             case programs.Cut(a, b):
-                self._network.cut("abcd"[a], "abcd"[b])
-            case programs.Part(a, b, seconds):
-                self._later(self._part(a, b, seconds))
+                self._cut(a, b)
+            case programs.Part(a, b, seconds) | programs.OneWay(a, b, seconds):
+                ways = self._network.partition if isinstance(step, programs.Part) else self._network.one_way
+                fault = Parted(self.now, self.now + seconds, frozenset((a, b)))
+                self._later(self._during(fault, seconds, frozenset((a, b)), lambda: ways(name_of(a), name_of(b))))
+            case programs.Freeze(process, seconds):
+                frozen = Frozen(self.now, self.now + seconds, process)
+                self._later(self._during(frozen, seconds, process, lambda: self._network.frozen(name_of(process))))
+            case programs.Firewall(process, seconds, rejects):
+                how = EndOfConnection.REFUSED if rejects else EndOfConnection.UNREACHABLE
+                hindered = Hindered(self.now, self.now + seconds, process)
+                wall = (process, "wall")
+                self._later(self._during(hindered, seconds, wall, lambda: self._network.firewalled(name_of(process), how)))
+            case programs.SetClock(seconds):
+                _wall[0] += seconds
             case _:
                 actor = self.actor(step.by)
+                if isinstance(step, programs.Setup | programs.Run | programs.Close) and not self.life(step.process).up:
+                    return
                 if not isinstance(step, programs.Send | programs.Deliver | programs.Receive) or actor.life.up:
                     actor.script.put_nowait(step)
 
@@ -379,24 +473,28 @@ class Stage:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _part(self, a: int, b: int, seconds: float) -> None:
-        pair = frozenset((a, b))
-        if pair in self._parted:
+    def _cut(self, a: int, b: int) -> None:
+        self.events.append(Parted(self.now, self.now, frozenset((a, b))))
+        self._network.cut(name_of(a), name_of(b))
+
+    async def _during(self, fault: Event, seconds: float, which: object, begin: Callable[[], Any]) -> None:
+        if which in self._faults:
             return
-        self._parted.add(pair)
-        self.events.append(Parted(self.now, self.now + seconds, pair))
-        with self._network.partition("abcd"[a], "abcd"[b]):
+        self._faults.add(which)
+        self.events.append(fault)
+        with begin():
             await asyncio.sleep(seconds)
-        self._parted.discard(pair)
+        self._faults.discard(which)
 
     # -------------------------------------------------------------- processes
 
-    def _life(self, process: int) -> Life:
+    def life(self, process: int) -> Life:
+        """The latest life of a process."""
         return self._lives[process][-1]
 
     async def _boot(self, process: int) -> None:
         life = Life(Home(process, len(self._lives[process])), FIRST_PORT + process)
-        name, host = "abcd"[process], f"10.0.0.{process + 1}" if self.program.apart else ""
+        name, host = name_of(process), f"10.0.0.{process + 1}" if self.program.apart else ""
 
         def transport(security: Security, owner: Any) -> MortalTransport:
             life.transport = self._network.mortal(name, host, security, owner)
@@ -409,6 +507,7 @@ class Stage:
         life.mesh._peers.on_ended.append(lambda link: self._lost(life, link))
         self._homes[life.birth] = life.home
         self._lives[process].append(life)
+        life.server = Coro.start(life.mesh, discoro.discoro_server, (f"server of {name}",))
         life.up = True
         for index in range(process, self.program.coroutines, self.program.processes):
             self._start(index)
@@ -420,7 +519,7 @@ class Stage:
             self.events.append(Lost(self.now, life.home, other, link.opened))
 
     def _start(self, index: int) -> None:
-        life = self._life(index % self.program.processes)
+        life = self.life(index % self.program.processes)
         if life.up:
             actor = Actor(self, life, Who(*life.home, next(self._numbers)))
             actor.start()
@@ -428,7 +527,7 @@ class Stage:
             self._actors[index].append(actor)
 
     async def _restart(self, process: int, how: str, pause: float) -> None:
-        life = self._life(process)
+        life = self.life(process)
         self.events.append(Died(self.now, life.home, how))
         if how != "closed":
             life.speaks = False
@@ -442,6 +541,21 @@ class Stage:
         if life.speaks:
             lost = life.mesh.lost_messages + life.mesh.lost_operations
             self.events.append(Counted(self.now, life.home, lost))
+
+    # -------------------------------------------------------------- visitors
+
+    def visited(self, client: list[int], number: int, coro: Coro) -> None:
+        """A coroutine of a computation began."""
+        home = self._homes[coro.ref.birth]
+        self._visitors[number] = next(life for life in self._lives[home.process] if life.home == home)
+        if self._visitors[number].speaks:
+            self.events.append(Visited(self.now, home, Who(*client), number, str(coro.ref)))
+
+    def left(self, client: list[int], number: int) -> None:
+        """It ended."""
+        life = self._visitors[number]
+        if life.speaks:
+            self.events.append(Left(self.now, life.home, Who(*client), number))
 
     # -------------------------------------------------------------- the end
 
@@ -460,7 +574,10 @@ class Stage:
             self.events.append(Condemned(self.now, actor.who))
             actor.coro.stop("terminated")
         await asyncio.sleep(ENDING)
-        lives = [self._life(process) for process in range(self.program.processes)]
+        lives = [self.life(process) for process in range(self.program.processes)]
+        for life in lives:
+            life.server.stop("terminated")
+        await asyncio.sleep(ENDING)
         for life in lives:
             self._look_for_leftovers(life)
         for actor in everybody:

@@ -122,13 +122,63 @@ class Link(NamedTuple):
     old: bool = False
 
 
+class OneWay(NamedTuple):
+    """Nothing passes from `a` to `b` for so long, while what b says still reaches a."""
+
+    a: int
+    b: int
+    seconds: float
+
+
+class Freeze(NamedTuple):
+    """The loop of a process stands still for so long; its connections stand, and others can connect."""
+
+    process: int
+    seconds: float
+
+
+class Firewall(NamedTuple):
+    """Nobody can dial the process for so long: dials are dropped, or rejected."""
+
+    process: int
+    seconds: float
+    rejects: bool = False
+
+
+class SetClock(NamedTuple):
+    """The clock on the wall is set by so many seconds, forward or back."""
+
+    seconds: float
+
+
+class Setup(NamedTuple):
+    """Set a computation up at the server of a process; each coroutine has one computation."""
+
+    by: int
+    process: int
+    timeout: float | None = None
+
+
+class Run(NamedTuple):
+    """Create a coroutine of it there: a visitor, which stays until it is ended."""
+
+    by: int
+    process: int
+
+
+class Close(NamedTuple):
+    by: int
+    process: int
+
+
 Talk = Send | Deliver | Ask | Receive
-Other = Monitor | Link | Result | Alive | Terminate | Finish | Stall | Start
-Step = Talk | Other | Restart | Cut | Part | Wait
+Other = Monitor | Link | Result | Alive | Terminate | Finish | Stall | Start | Setup | Run | Close
+Step = Talk | Other | Restart | Cut | Part | OneWay | Freeze | Firewall | SetClock | Wait
 
 
 class Program(NamedTuple):
-    """`latency` is of every second direction, in seconds; `apart`: each process is on a machine of its own.
+    """`latency` is of every second direction, in seconds; `apart`: each process is on a machine of its own; `slow_dials`: each
+    connection takes up to so many seconds until it stands.
 
     Births and sessions are random numbers; `seed` decides them, for some things depend on whose is greater.
     """
@@ -139,10 +189,12 @@ class Program(NamedTuple):
     latency: float = 0.0
     apart: bool = False
     seed: int = 0
+    slow_dials: float = 0.0
 
     def __repr__(self) -> str:
         steps = "".join(f"\n        {step!r}," for step in self.steps)
-        kind = f"processes={self.processes}, coroutines={self.coroutines}, latency={self.latency}, apart={self.apart}"
+        size = f"processes={self.processes}, coroutines={self.coroutines}"
+        kind = f"{size}, latency={self.latency}, apart={self.apart}, slow_dials={self.slow_dials}"
         return f"Program({kind}, seed={self.seed}, steps=(" + steps + "\n    ))"
 
 

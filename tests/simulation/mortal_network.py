@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from random import Random
 
 from discoro.connections import Ended, Receiver
 from discoro.messages import Part
@@ -18,10 +19,12 @@ Latencies = Mapping[tuple[str, str], float]  # (sender, receiver) -> seconds
 
 
 class MortalNetwork(MemoryNetwork):
-    """See the module; `latencies` default to none."""
+    """See the module; `latencies` default to none. A dial takes up to `slow_dials` seconds, as `chance` has it."""
 
-    def __init__(self, latencies: Latencies) -> None:
+    def __init__(self, latencies: Latencies, slow_dials: float = 0.0, chance: Random | None = None) -> None:
         super().__init__()
+        self._slow_dials = slow_dials
+        self._chance = chance or Random(0)
         self.silent: set[str] = set()  # addresses of unplugged machines
         self._latencies = latencies
         self._last: dict[tuple[str, str], float] = {}  # when the latest frame of a direction arrives
@@ -38,6 +41,10 @@ class MortalNetwork(MemoryNetwork):
         now = asyncio.get_running_loop().time()
         self._last[way] = max(now + seconds, self._last.get(way, 0.0) + 1e-6)
         return [self._last[way] - now]
+
+    def dial_seconds(self) -> float:
+        """How long the next dial takes."""
+        return self._chance.uniform(0.0, self._slow_dials) if self._slow_dials else 0.0
 
     def end(self, transport: MortalTransport, silently: bool) -> None:
         """Its process is dead: nothing comes from it any more, and its peers learn it now or by its silence."""
@@ -86,6 +93,15 @@ class MortalTransport(MemoryTransport):
             await super().close()
 
     def _reach(self, conn: int, address: str) -> None:
+        seconds = self._mortals.dial_seconds()
+        if seconds:
+            self.loop.call_later(seconds, self._arrive, conn, address)
+        else:
+            self._arrive(conn, address)
+
+    def _arrive(self, conn: int, address: str) -> None:
+        if self.dead or self._closed:
+            return
         if address in self._mortals.silent:
             self.loop.call_later(CONNECT_SECONDS, self.tell_ended, conn, Ended.UNREACHABLE, f"{address}: no answer")
         else:

@@ -63,6 +63,7 @@ class Began(NamedTuple):
     to: Who
     timeout: float | None
     tag: Tag | None = None
+    number: int = 0  # of the visitor that `run` is to create
 
 
 class Done(NamedTuple):
@@ -151,9 +152,46 @@ class Lost(NamedTuple):
 
 
 class Parted(NamedTuple):
+    """Nothing passed between two; a cut takes no time."""
+
     at: float
     until: float
     pair: frozenset[int]
+
+
+class Frozen(NamedTuple):
+    """The loop of a process stands still."""
+
+    at: float
+    until: float
+    process: int
+
+
+class Hindered(NamedTuple):
+    """A process cannot be dialled."""
+
+    at: float
+    until: float
+    process: int
+
+
+class Visited(NamedTuple):
+    """A coroutine of a client's computation began at a server; `ref`: its reference."""
+
+    at: float
+    home: Home
+    client: Who
+    number: int
+    ref: str
+
+
+class Left(NamedTuple):
+    """It ended."""
+
+    at: float
+    home: Home
+    client: Who
+    number: int
 
 
 class Counted(NamedTuple):
@@ -186,7 +224,8 @@ class Bug(NamedTuple):
 
 
 Said = Began | Done | Sent | Refused | Received | Noticed
-Event = Said | Ended | Condemned | Linked | Died | Lost | Parted | Counted | Lives | Leftover | Bug
+Faults = Died | Parted | Frozen | Hindered
+Event = Said | Ended | Condemned | Linked | Lost | Faults | Visited | Left | Counted | Lives | Leftover | Bug
 
 
 class History:
@@ -227,21 +266,39 @@ class History:
     def dead(self, home: Home, at: float) -> bool:
         return home in self.died and self.died[home].at <= at
 
-    def out_of_reach(self, a: int, b: int, since: float, until: float) -> float:
-        """How long at a time nothing passed between two processes; only spans that touch `since` to `until` count."""
-        longest, begin, end = 0.0, 0.0, -FOUND_AGAIN
-        for each in sorted(self.of(Parted)):
-            if each.pair == {a, b} and each.at <= until:
-                begin = begin if each.at <= end + FOUND_AGAIN else each.at
-                end = min(each.until, until)
-                if since <= end + FOUND_AGAIN:
-                    longest = max(longest, end - begin)
+    def out_of_reach(self, a: int, b: int, since: float, until: float, met: bool = True) -> float:
+        """How long at a time two processes could not reach each other; only spans that touch `since` to `until` count.
+
+        Of two that have `met`, one that is frozen or cannot be dialled is out of reach only from a break on.
+        """
+        longest, begin, end, broke = 0.0, 0.0, -FOUND_AGAIN, not met
+        for at, over, breaks in self._hindrances(a, b):
+            if at > until:
+                break
+            if at > end + FOUND_AGAIN:
+                begin, broke = at, not met
+            begin = begin if broke or not breaks else max(begin, at)
+            broke = broke or breaks
+            end = max(end if at <= end + FOUND_AGAIN else over, min(over, until))
+            if broke and since <= end + FOUND_AGAIN:
+                longest = max(longest, min(end, until) - begin)
         return longest
 
+    def _hindrances(self, a: int, b: int) -> list[tuple[float, float, bool]]:
+        """(since, until, whether a connection breaks) of all that stands between two processes, in order."""
+        parted = [(each.at, each.until, True) for each in self.of(Parted) if each.pair == {a, b}]
+        still = [(each.at, each.until, False) for each in (*self.of(Frozen), *self.of(Hindered)) if each.process in (a, b)]
+        return sorted(parted + still)
+
     def gave_up(self, mine: Home, theirs: Home, since: float, until: float) -> bool:
-        """Whether the other side had just ended a link that on its side had not stood yet."""
-        lost = [each for each in self.of(Lost) if (each.home, each.other) == (theirs, mine) and not each.opened]
-        return any(since - ROUND <= each.at <= until for each in lost)
+        """Whether either side had just ended a link that on its side had not stood yet.
+
+        "Just": its greeting may still have been under way, and of one that is frozen it is said when that goes on.
+        """
+        lost = [each for each in self.of(Lost) if {each.home, each.other} == {theirs, mine} and not each.opened]
+        still = [each for each in self.of(Frozen) if each.process in (mine.process, theirs.process)]
+        said = [max([each.at, *(ice.until for ice in still if ice.at <= each.at <= ice.until)]) for each in lost]
+        return any(since - ROUND <= at <= until + ROUND for at in said)
 
     def deliveries(self) -> Iterator[tuple[Began, Done]]:
         for began in self.of(Began):
@@ -250,7 +307,8 @@ class History:
 
     def trouble(self, began: float, ended: float) -> float:
         """Seconds of a span that partitions may account for."""
-        near = [each for each in self.of(Parted) if each.at < ended and each.until > began - PEER_TIMEOUT]
+        faults = (*self.of(Parted), *self.of(Frozen), *self.of(Hindered))
+        near = [each for each in faults if each.at < ended and each.until > began - PEER_TIMEOUT]
         return sum(min(each.until, ended) - each.at + FOUND_AGAIN + PEER_TIMEOUT for each in near)
 
 
@@ -446,8 +504,8 @@ def _unlost(history: History, mine: Home, theirs: Home, since: float, until: flo
     """Why a loss, in that span of time, is none."""
     if history.dead(theirs, until) or history.dead(mine, until):
         return ""
-    apart = history.out_of_reach(mine.process, theirs.process, since, until)
     never_met = error == "Unreachable" or history.gave_up(mine, theirs, since, until)
+    apart = history.out_of_reach(mine.process, theirs.process, since, until, met=not never_met)
     if apart >= (1.0 if never_met else PEER_TIMEOUT - FOUND_AGAIN):
         return ""
     return f"it was in reach, but for {apart:g} s"
@@ -507,6 +565,8 @@ def _untrue(history: History, began: Began, done: Done) -> str:
             return "" if raised and done.text == f"{began.to!r}" else f"it ended: {ended}"
         case "Overloaded" if began.verb == "send":
             return ""
+    if began.verb in ("run", "close") and done.error == "NotSetUp":
+        return ""  # whoever sets nothing up, or closed it, is told; a server that lost its client has closed it
     return "no such error was due"
 
 
@@ -533,7 +593,7 @@ def _limit(history: History, began: Began, over: float) -> float:
         limits.append(began.at + began.timeout)
     if began.verb == "link":  # the other side monitors as well
         limits.append(max(troubled, _told(history, began, troubled)) + ROUND)
-    elif began.verb in ("monitor", "terminate", "alive"):
+    elif began.verb in ("monitor", "terminate", "alive", "setup", "run", "close"):
         limits.append(max(troubled, _told(history, began, troubled)))
     elif _end_of(history, began.to) is not None:
         limits.append(_told(history, began, troubled))
@@ -557,9 +617,56 @@ def no_bug_and_no_leftover(history: History) -> Iterator[str]:
         yield f"{each}"
 
 
+# ------------------------------------------------------------------ computations
+
+
+def runs_once(history: History) -> Iterator[str]:
+    """A run creates one coroutine at most, at the server that was asked; the one whose reference it returned, if it did."""
+    visits: dict[int, list[Visited]] = defaultdict(list)
+    for each in history.of(Visited):
+        visits[each.number].append(each)
+    for began in (each for each in history.of(Began) if each.verb == "run"):
+        done, there = history.dones.get(began.call), visits.pop(began.number, [])
+        if len(there) > 1 or any(each.home != began.to.home for each in there):
+            yield f"{began} created {there}"
+        if done is not None and not done.error and [each.ref for each in there] != [done.value]:
+            ended = history.dead(began.to.home, done.at + NOTICED) or _closed(history, began, done.at + NOTICED)
+            if there or not ended:  # its first turn comes after the answer: by then its process may be gone, or it closed
+                yield f"{began} gave {done.value}, and created {there}"
+    if visits:
+        yield f"nobody asked for {list(visits.values())}"
+
+
+def _closed(history: History, run: Began, at: float) -> bool:
+    """Whether somebody, or a loss, may have closed the computation there by then."""
+    closes = [
+        each for each in history.of(Began) if (each.verb, each.by, each.to) == ("close", run.by, run.to) and each.at <= at
+    ]
+    losses = [each for each in history.of(Lost) if {each.home, each.other} == {run.by.home, run.to.home} and each.at <= at]
+    return bool(closes or losses) or history.dead(run.by.home, at)
+
+
+def closed_is_closed(history: History) -> Iterator[str]:
+    """After a close that succeeded nothing of the computation runs there; nor, a while later, of a client that is gone."""
+    left = {each.number: each.at for each in history.of(Left)}
+    over = history.events[-1].at if history.events else 0.0
+    for each in history.of(Visited):
+        gone = left.get(each.number, over if each.home not in history.died else history.died[each.home].at)
+        for began in history.of(Began):
+            done = history.dones.get(began.call)
+            if (began.verb, began.by, began.to.home) == ("close", each.client, each.home) and done is not None:
+                if not done.error and began.at > each.at and gone > done.at:
+                    yield f"{each} was closed by {began}, and left at {gone}"
+        died = history.died.get(each.client.home)
+        if died is not None:
+            late = died.at + PEER_TIMEOUT + NOTICED + history.trouble(died.at, died.at + PEER_TIMEOUT + NOTICED)
+            if gone > max(late, each.at + PEER_TIMEOUT + NOTICED):
+                yield f"{each}: its client died at {died.at}, and it left at {gone}"
+
+
 Promise = Callable[[History], Iterable[str]]
 PROMISES: tuple[Promise, ...] = (
     *(order, once, its_own, refused_is_refused, delivered_is_there, no_gap, everything_comes, loss_is_counted),
     *(one_notice, linked_die_together, notice_comes_last, honest_notices, honest_answers),
-    *(nobody_waits_for_ever, no_bug_and_no_leftover),
+    *(nobody_waits_for_ever, no_bug_and_no_leftover, runs_once, closed_is_closed),
 )

@@ -1,4 +1,4 @@
-"""The judge of tests/test_properties.py itself: it finds nothing in a good history, and each promise broken in a bad one."""
+"""The judge of the simulation itself: it finds nothing in a good history, and each promise broken in a bad one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from discoro.holding import Holding
 from discoro.link import Link
 from discoro.mesh import Mesh
 from discoro.requests import Requests
-from tests.support.programs import PIECES, Deliver, Finish, Monitor, Part, Program, Receive, Restart, Send, Wait
-from tests.support.programs import Link as LinkWith
-from tests.support.promises import (
+from tests.simulation.programs import PIECES, Deliver, Finish, Monitor, Part, Program, Receive, Restart, Send, Wait
+from tests.simulation.programs import Link as LinkWith
+from tests.simulation.promises import (
     PROMISES,
     Began,
     Bug,
@@ -41,7 +41,7 @@ from tests.support.promises import (
     Who,
     broken,
 )
-from tests.support.stage import play
+from tests.simulation.stage import play
 
 ANN, BOB, NEXT_BOB = Who(0, 0, 1), Who(1, 0, 2), Who(1, 1, 3)
 FIRST, SECOND, DELIVERED = Tag(ANN, BOB, 1), Tag(ANN, BOB, 2), Tag(ANN, BOB, 3)
