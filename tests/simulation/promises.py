@@ -298,7 +298,7 @@ class History:
         lost = [each for each in self.of(Lost) if {each.home, each.other} == {theirs, mine} and not each.opened]
         still = [each for each in self.of(Frozen) if each.process in (mine.process, theirs.process)]
         said = [max([each.at, *(ice.until for ice in still if ice.at <= each.at <= ice.until)]) for each in lost]
-        return any(since - ROUND <= at <= until + ROUND for at in said)
+        return any(each.at <= until + ROUND and since - ROUND <= at for each, at in zip(lost, said, strict=True))
 
     def deliveries(self) -> Iterator[tuple[Began, Done]]:
         for began in self.of(Began):
@@ -649,7 +649,7 @@ def _closed(history: History, run: Began, at: float) -> bool:
 def closed_is_closed(history: History) -> Iterator[str]:
     """After a close that succeeded nothing of the computation runs there; nor, a while later, of a client that is gone."""
     left = {each.number: each.at for each in history.of(Left)}
-    over = history.events[-1].at if history.events else 0.0
+    over = max((each.at for each in history.events), default=0.0)
     for each in history.of(Visited):
         gone = left.get(each.number, over if each.home not in history.died else history.died[each.home].at)
         for began in history.of(Began):

@@ -29,6 +29,7 @@ from tests.simulation.promises import (
     Event,
     History,
     Home,
+    Left,
     Linked,
     Lives,
     Lost,
@@ -38,6 +39,7 @@ from tests.simulation.promises import (
     Refused,
     Sent,
     Tag,
+    Visited,
     Who,
     broken,
 )
@@ -81,6 +83,9 @@ def and_then(*more: Event) -> list[Event]:
 
 LIVES_ON = [each for each in GOOD if not isinstance(each, Ended | Noticed)] + [Lives(60.0, BOB, True)]
 
+RUN: list[Event] = [Began(1.0, 9, ANN, "run", BOB, None, None, 7), Done(1.2, 9, "ref")]
+VISIT: list[Event] = [*RUN, Visited(1.1, BOB.home, ANN, 7, "ref")]
+
 BAD: list[tuple[str, list[Event]]] = [
     ("order", but(Received(0.1, BOB, FIRST), Received(0.1, BOB, SECOND), Received(0.1, BOB, FIRST))),
     ("once", but(Received(0.1, BOB, FIRST), Received(0.1, BOB, FIRST), Received(0.1, BOB, FIRST))),
@@ -110,6 +115,13 @@ BAD: list[tuple[str, list[Event]]] = [
     ("nobody_waits_for_ever", and_then(Began(1.0, 9, ANN, "result", BOB, None))),
     ("nobody_waits_for_ever", and_then(Began(1.0, 9, ANN, "deliver", BOB, 2.0), Done(3.5, 9, None, "Timeout"))),
     ("nobody_waits_for_ever", and_then(Began(1.0, 9, ANN, "result", BOB, None), Done(90.0, 9, "2@1.0"))),
+    ("runs_once", and_then(*RUN, Visited(1.1, BOB.home, ANN, 7, "ref"), Visited(1.2, BOB.home, ANN, 7, "another"))),
+    ("runs_once", and_then(*RUN, Visited(1.1, NEXT_BOB.home, ANN, 7, "ref"))),
+    ("runs_once", and_then(*RUN, Visited(1.1, BOB.home, ANN, 7, "another"))),
+    ("runs_once", and_then(*RUN)),
+    ("runs_once", and_then(Visited(1.1, BOB.home, ANN, 7, "ref"))),
+    ("closed_is_closed", and_then(*VISIT, Began(1.5, 10, ANN, "close", BOB, 20.0), Done(1.6, 10, 0))),
+    ("closed_is_closed", [*VISIT, Died(2.0, ANN.home, "killed"), Lives(60.0, BOB, True)]),
     ("no_bug_and_no_leftover", and_then(Bug(1.0, "what the loop was told"))),
 ]
 
@@ -121,6 +133,7 @@ def names(found: list[str]) -> set[str]:
 def test_a_good_history_breaks_nothing() -> None:
     assert broken(History(GOOD)) == []
     assert broken(History(LIVES_ON)) == []
+    assert broken(History([*GOOD, *VISIT, Left(5.0, BOB.home, ANN, 7), Died(6.0, ANN.home, "killed")])) == []
 
 
 @pytest.mark.parametrize(("promise", "events"), BAD)
