@@ -54,7 +54,11 @@ class _Draw:
             return self._haul()
         if kind < 0.37:
             return self._visit()
-        if kind < 0.50:
+        if kind < 0.42:
+            return self._doubled()
+        if kind < 0.46:
+            return self._unplugged()
+        if kind < 0.58:
             return [self._fault() for _ in range(chance.randint(1, min(some, 8)))]
         return [self._step() for _ in range(chance.randint(1, 3 * some))]
 
@@ -125,7 +129,7 @@ class _Draw:
         chance = self._chance
         a, b = chance.sample(range(self._processes), 2)
         seconds = chance.choice(OUTAGES)
-        match chance.randrange(12):
+        match chance.randrange(13):
             case 0 | 1 | 2:
                 return step.Cut(a, b)
             case 3 | 4:
@@ -138,8 +142,10 @@ class _Draw:
                 return step.Firewall(a, seconds)
             case 9:
                 return step.SetClock(chance.choice((-86_400.0, -10.0, 10.0, 86_400.0)))
+            case 10:
+                return step.Double(a, b, seconds)
         how = chance.choice(("closed", "killed", "unplugged"))
-        return step.Restart(a, how, chance.choice((0.0, 1.0, 25.0)))
+        return step.Restart(a, how, chance.choice((0.0, 1.0, 25.0, 70.0)))
 
     def _visit(self) -> list[Step]:
         """A computation with some visitors, and perhaps a fault in the middle."""
@@ -160,9 +166,25 @@ class _Draw:
     def _flood(self) -> list[Step]:
         """More than a mailbox takes, and then, when its senders know, some more."""
         chance, by, to = self._chance, self._who(), self._who()
-        ends: list[list[Step]] = [[], [step.Finish(0)], [step.Finish(1)], [step.Finish(1, True)]]
+        a, b = by % self._processes, to % self._processes
+        ends: list[list[Step]] = [[], [step.Finish(by)], [step.Finish(by, True)], [step.Finish(to)], [step.Receive(to, 2, 1.0)]]
+        ends += [[step.Part(a, b, 25.0)]] if a != b else []
+        watched: list[Step] = [step.Monitor(to, by)] if chance.random() < 0.5 else []
         first, more = step.Send(by, to, chance.randint(4, 7)), step.Send(by, to, chance.randint(1, 5))
-        return [first, step.Wait(1.0), more, *chance.choice(ends)]
+        return [*watched, first, step.Wait(1.0), more, *chance.choice(ends)]
+
+    def _doubled(self) -> list[Step]:
+        """Messages between two processes whose frames arrive twice."""
+        chance, by, to = self._chance, self._who(), self._who()
+        a, b = by % self._processes, to % self._processes
+        doubles: list[Step] = [step.Double(a, b, chance.choice(OUTAGES))] if a != b else []
+        return [*doubles, step.Send(by, to, chance.randint(1, 4), chance.choice(SIZES)), step.Deliver(to, by, 2.0)]
+
+    def _unplugged(self) -> list[Step]:
+        """Somebody waits for a coroutine of a process whose machine is gone for long, and which nobody tells of."""
+        by, of = self._who(), self._who()
+        waits: list[Step] = [step.Result(by, of, None, True), step.Wait(0.5)]
+        return [*waits, step.Restart(of % self._processes, "unplugged", 70.0)]
 
     def _haul(self) -> list[Step]:
         """More large messages than a window holds, and what must not overtake them."""

@@ -36,11 +36,14 @@ class MortalNetwork(MemoryNetwork):
     def delays(self, sender: str, receiver: str, parts: list[Part]) -> Delays:
         way = sender, receiver
         seconds = self._latencies.get(way, 0.0)
-        if not seconds:
-            return [0.0]
+        delays = super().delays(sender, receiver, parts)
+        return [delay + self._behind(way, seconds) for delay in delays] if seconds else delays
+
+    def _behind(self, way: tuple[str, str], seconds: float) -> float:
+        """How long from now until the latency is over, and all that was sent that way before has arrived."""
         now = asyncio.get_running_loop().time()
         self._last[way] = max(now + seconds, self._last.get(way, 0.0) + 1e-6)
-        return [self._last[way] - now]
+        return self._last[way] - now
 
     def dial_seconds(self) -> float:
         """How long the next dial takes."""

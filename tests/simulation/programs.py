@@ -130,6 +130,14 @@ class OneWay(NamedTuple):
     seconds: float
 
 
+class Double(NamedTuple):
+    """Numbered frames between the two arrive twice for so long: TCP does not do that, and numbers are there for what does."""
+
+    a: int
+    b: int
+    seconds: float
+
+
 class Freeze(NamedTuple):
     """The loop of a process stands still for so long; its connections stand, and others can connect."""
 
@@ -173,7 +181,7 @@ class Close(NamedTuple):
 
 Talk = Send | Deliver | Ask | Receive
 Other = Monitor | Link | Result | Alive | Terminate | Finish | Stall | Start | Setup | Run | Close
-Step = Talk | Other | Restart | Cut | Part | OneWay | Freeze | Firewall | SetClock | Wait
+Step = Talk | Other | Restart | Cut | Part | OneWay | Double | Freeze | Firewall | SetClock | Wait
 
 
 class Program(NamedTuple):

@@ -21,11 +21,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import discoro
-from discoro import holding, mailbox, outbox
+from discoro import holding, mailbox, messages, outbox
 from discoro.connections import Ended as EndOfConnection
 from discoro.coro import Coro
 from discoro.link import Link
 from discoro.mesh import Mesh
+from discoro.messages import Part
 from discoro.options import Place
 from discoro.security import Security
 from tests.simulation import programs
@@ -64,6 +65,7 @@ OPEN = Security.from_options(open=True)
 MAILBOX = 4  # messages
 HELD = 6  # messages that wait at a sender
 WINDOW = 6  # frames
+FLOOD = 500  # messages past a full mailbox: what was under way, and notices
 HEALING = 60.0  # seconds: a loss, a new link, and emptying what was held
 ENDING = 40.0  # seconds until whatever waits for a terminated coroutine has ended
 CLOSING = 20.0  # seconds that a close may take at most, as its default is
@@ -372,6 +374,14 @@ def name_of(process: int) -> str:
     return f"p{process:02d}"
 
 
+def is_numbered(parts: list[Part]) -> bool:
+    """Whether a frame carries operations."""
+    try:
+        return isinstance(messages.decode(parts), messages.Data)
+    except discoro.ProtocolError:
+        return False
+
+
 class Stage:
     """All processes of one program."""
 
@@ -436,6 +446,7 @@ class Stage:
 
     async def take(self, step: programs.Step) -> None:
         """Begin a step; only Wait takes time."""
+        self._look_at_limits()
         match step:
             case programs.Wait(seconds):
                 await asyncio.sleep(seconds)
@@ -451,6 +462,8 @@ class Stage:
                 ways = self._network.partition if isinstance(step, programs.Part) else self._network.one_way
                 fault = Parted(self.now, self.now + seconds, frozenset((a, b)))
                 self._later(self._during(fault, seconds, frozenset((a, b)), lambda: ways(name_of(a), name_of(b))))
+            case programs.Double(a, b, seconds):
+                self._later(self._double({name_of(a), name_of(b)}, seconds))
             case programs.Freeze(process, seconds):
                 frozen = Frozen(self.now, self.now + seconds, process)
                 self._later(self._during(frozen, seconds, process, lambda: self._network.frozen(name_of(process))))
@@ -476,6 +489,10 @@ class Stage:
     def _cut(self, a: int, b: int) -> None:
         self.events.append(Parted(self.now, self.now, frozenset((a, b))))
         self._network.cut(name_of(a), name_of(b))
+
+    async def _double(self, pair: set[str], seconds: float) -> None:
+        with self._network.duplicating(lambda sender, receiver, parts: {sender, receiver} == pair and is_numbered(parts)):
+            await asyncio.sleep(seconds)
 
     async def _during(self, fault: Event, seconds: float, which: object, begin: Callable[[], Any]) -> None:
         if which in self._faults:
@@ -584,6 +601,19 @@ class Stage:
             while len(actor.coro.mailbox):
                 actor.came(actor.coro.mailbox.take(None), lay=True)
         await asyncio.gather(*(self._close(life) for life in lives))
+
+    def _look_at_limits(self) -> None:
+        """What one process keeps for others is bounded at every moment."""
+        for life in (self.life(process) for process in range(len(self._lives)) if self._lives[process]):
+            for link in life.mesh._peers:
+                if len(link.outbox._sent) > WINDOW:
+                    self._bug(f"{link!r} has more than {WINDOW} frames on their way")
+            for queue in life.mesh.sending.holding._queues.values():
+                if len(queue.waiting) > HELD + self.program.coroutines:  # notices wait with the messages
+                    self._bug(f"{len(queue.waiting)} messages wait in {life.home} for one mailbox")
+            for coro in life.mesh._coros.values():
+                if len(coro.mailbox) > MAILBOX + FLOOD:
+                    self._bug(f"{coro!r} has {len(coro.mailbox)} messages")
 
     def _look_for_leftovers(self, life: Life) -> None:
         mesh = life.mesh

@@ -11,18 +11,24 @@ import selectors
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+CIRCLES = 50_000  # turns of the loop in which the clock does not move: honest programs take some hundreds
+
 
 class Deadlock(AssertionError):
-    """Nothing is ready and no timer is set: whoever waits, waits for ever."""
+    """Nothing is ready and no timer is set: whoever waits, waits for ever. Or something is always ready, and time stands."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self._turns = 0  # since the clock moved
 
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0)
+        self._turns = 0 if timeout else self._turns + 1
+        if self._turns > CIRCLES:
+            raise Deadlock(f"the loop turned {CIRCLES} times at {self.now:g} s, and something is ready again")
         if not ready:
             if timeout is None:
                 raise Deadlock("nothing is ready and no timer is set")

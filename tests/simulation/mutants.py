@@ -1,0 +1,196 @@
+"""discoro with one thing broken in it, on purpose: each shows that the simulation would find such a bug.
+
+A `Mutant` replaces one function for as long as its `with` block lasts. `seed` is one that finds it, tried first: so the suite
+is fast; where it finds it no more, the search goes on. What no simulation can find stands in EQUIVALENT, each with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from discoro import peers
+from discoro.coro import Coro
+from discoro.exits import Exits
+from discoro.holding import Holding
+from discoro.link import Link
+from discoro.mesh import Mesh
+from discoro.outbox import Outbox
+from discoro.requests import Requests
+from discoro.sending import Sending
+from discoro.server import Computations
+
+Broken = Callable[..., Any]  # gets the original first
+
+
+class Mutant(NamedTuple):
+    """`name` of a function of `of`, and what takes its place."""
+
+    what: str
+    of: Any
+    name: str
+    broken: Broken
+    seed: int = 0
+
+    @contextlib.contextmanager
+    def alive(self) -> Iterator[None]:
+        """discoro is broken inside the block."""
+        original = getattr(self.of, self.name)
+        static = isinstance(self.of.__dict__.get(self.name), property)
+        assert not static, f"{self.name} is a property"
+        setattr(self.of, self.name, lambda *args, **kwargs: self.broken(original, *args, **kwargs))
+        try:
+            yield
+        finally:
+            setattr(self.of, self.name, original)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+# ------------------------------------------------------------------ numbers, acknowledgements, resumption
+
+
+def _resend_nothing(original: Broken, box: Any, received: int) -> None:
+    box.acknowledge(received)
+
+
+def _resend_all_but_one(original: Broken, box: Any, received: int) -> None:
+    original(box, received)
+    if box._resend:
+        box._resend.popleft()
+
+
+def _acknowledge_too_much(original: Broken, link: Any, *what: Any) -> Any:
+    operations = original(link, *what)
+    link._received += 1
+    return operations
+
+
+def _duplicates_too(original: Broken, link: Any, connection: int, frame: Any, size: int, now: float) -> Any:
+    if connection == link.connection and frame.session == link.session and frame.number <= link._received:
+        return [each for each in map(link._assemble, frame.operations) if each is not None]
+    return original(link, connection, frame, size, now)
+
+
+def _gaps_too(original: Broken, link: Any, connection: int, frame: Any, size: int, now: float) -> Any:
+    if connection == link.connection and frame.session == link.session:
+        link._received = max(link._received, frame.number - 1)
+    return original(link, connection, frame, size, now)
+
+
+def _any_connection(original: Broken, link: Any, connection: int, frame: Any, size: int, now: float) -> Any:
+    return original(link, link.connection, frame, size, now)
+
+
+def _any_session(original: Broken, link: Any, connection: int, frame: Any, size: int, now: float) -> Any:
+    return original(link, connection, frame._replace(session=link.session), size, now)
+
+
+def _lose_early(original: Broken, link: Any, why: str, now: float) -> None:
+    original(link, why, now)
+    link._give_up = now + 1.0
+
+
+def _lose_late(original: Broken, link: Any, why: str, now: float) -> None:
+    original(link, why, now)
+    link._give_up = now + 100.0
+
+
+def _any_window(original: Broken, box: Any) -> bool:
+    return True
+
+
+def _without_a_lane(original: Broken, box: Any, wire: Any, lane: Any) -> None:
+    original(box, wire, None)
+
+
+def _greet_anybody(original: Broken, mine: Any, theirs: Any) -> Any:
+    return original(mine, theirs._replace(wanted=0))
+
+
+# ------------------------------------------------------------------ notices, requests, mailboxes
+
+
+def _twice(original: Broken, *what: Any, **more: Any) -> Any:
+    original(*what, **more)
+    return original(*what, **more)
+
+
+def _but_the_first(original: Broken, holding: Any, key: Any) -> Any:
+    return list(original(holding, key))[1:]
+
+
+def _turned_round(original: Broken, holding: Any, key: Any) -> Any:
+    return list(original(holding, key))[::-1]
+
+
+def _count_nothing(original: Broken, *what: Any) -> int:
+    original(*what)
+    return 0
+
+
+def _defer_nothing(original: Broken, *what: Any) -> list[int]:
+    return []
+
+
+def _follow_on_one_side(original: Broken, mesh: Any, to: Any, verb: str, *rest: Any, **more: Any) -> Any:
+    if verb == "follow":
+        return _follow_nothing()
+    return original(mesh, to, verb, *rest, **more)
+
+
+async def _follow_nothing() -> None:
+    return None
+
+
+async def _run_twice(original: Broken, computations: Any, incoming: Any) -> None:
+    again = type(incoming)(incoming.peer, incoming.coro, incoming.verb, incoming.arguments, incoming.body, _nothing)
+    await original(computations, again)
+    await original(computations, incoming)
+
+
+MUTANTS = [
+    Mutant("after a reconnect nothing is sent again", Outbox, "resume", _resend_nothing),
+    Mutant("after a reconnect the first frame is not sent again", Outbox, "resume", _resend_all_but_one),
+    Mutant("one frame too many is acknowledged", Link, "data", _acknowledge_too_much),
+    Mutant("frames that came already are handed up again", Link, "data", _duplicates_too),
+    Mutant("acknowledgements by themselves are never sent", Link, "_send_ack", _nothing),
+    Mutant("nothing is acknowledged at all", Outbox, "acknowledge", _nothing),
+    Mutant("a peer is lost a second after its connection broke", Link, "_broken", _lose_early),
+    Mutant("a peer out of reach is lost far too late", Link, "_broken", _lose_late),
+    Mutant("the window has no end", Outbox, "_window_open", _any_window),
+    Mutant("operations of one lane take any order", Outbox, "add", _without_a_lane),
+    Mutant("whoever answers at an address is taken for the one wanted", peers, "refusal", _greet_anybody),
+    Mutant("a monitor is told twice", Coro, "notify", _twice),
+    Mutant("monitors hear nothing of a lost process", Exits, "link_lost", _nothing),
+    Mutant("requests to a lost process wait for ever", Requests, "fail", _nothing),
+    Mutant("of what waited for room the first is lost", Holding, "opened", _but_the_first),
+    Mutant("what waited for room comes in another order", Holding, "opened", _turned_round),
+    Mutant("an exit notice overtakes messages that wait for room", Holding, "defer", _defer_nothing),
+    Mutant("nobody is told that a mailbox has room again", Sending, "drained", _nothing),
+    Mutant("what is lost with a link is not counted", Holding, "link_lost", _count_nothing),
+    Mutant("only one of two is linked with the other", Mesh, "request", _follow_on_one_side),
+    Mutant("a run creates two coroutines", Computations, "run", _run_twice),
+    Mutant("a client that is gone keeps its computations", Computations, "_client_lost", _nothing),
+]
+EQUIVALENT = [
+    (
+        Mutant("it is not heard that the peer gave up a link", Link, "gone", _nothing),
+        "its greetings are answered no more, so that peer_timeout ends it, later",
+    ),
+    (
+        Mutant("a gap in the numbers is accepted", Link, "data", _gaps_too),
+        "what carries frames leaves none out within one connection: TCP",
+    ),
+    (
+        Mutant("a frame of a connection that was given up counts", Link, "data", _any_connection),
+        "numbers refuse a frame that came over another connection, and a link that ended takes none",
+    ),
+    (
+        Mutant("a frame of another session counts", Link, "data", _any_session),
+        "it comes over the connection of that session only, and that one was greeted anew",
+    ),
+]
