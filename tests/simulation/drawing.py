@@ -6,7 +6,7 @@ than what coroutines do, and in bursts: what breaks things is two at the same ti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 
 from tests.simulation import programs as step
@@ -24,18 +24,27 @@ def program_of(seed: int, processes: int | None = None) -> Program:
     least, most = chance.choices((FEW, SOME, MANY), (920, 75, 5))[0]
     count = processes or chance.randint(least, most)
     draw = _Draw(chance, count, coroutines=chance.randint(count, max(count, min(2 * count, 60))))
-    steps: list[Step] = []
-    for _ in range(chance.randint(2, 8)):
-        steps += [*draw.scene(), step.Wait(chance.choice(WAITS))]
+    scenes = [[*draw.scene(), step.Wait(chance.choice(WAITS))] for _ in range(chance.randint(2, 8))]
+    for at, scene in _shared(Random(f"shared {seed}"), count, draw.coroutines, len(scenes)):
+        scenes.insert(at, scene)
     return Program(
         processes=count,
         coroutines=draw.coroutines,
-        steps=tuple(steps),
+        steps=tuple(each for scene in scenes for each in scene),
         latency=chance.choice((0.0, 0.0, 0.02, 0.3)),
         apart=chance.random() < 0.5,
         seed=seed,
         slow_dials=chance.choice((0.0, 0.0, 0.05, 0.8)),
     )
+
+
+def _shared(chance: Random, processes: int, coroutines: int, scenes: int) -> Iterator[tuple[int, list[Step]]]:
+    """In four programs of ten, scenes around a queue, a channel, names or files, and where to put them."""
+    if chance.random() < 0.6:
+        return
+    draw = _Draw(chance, processes, coroutines)
+    for _ in range(chance.randint(1, 4)):
+        yield chance.randint(0, scenes), [*draw.shared(), step.Wait(chance.choice(WAITS))]
 
 
 class _Draw:
@@ -161,6 +170,26 @@ class _Draw:
                 steps.append(step.Close(by, there))
             case 2:
                 steps.append(self._fault())
+        return steps
+
+    def shared(self) -> list[Step]:
+        """Several at one queue, at one channel, after one name, or files for one process; and perhaps a fault."""
+        chance, there, count = self._chance, self._where(), self._chance.randint(2, 8)
+        timeout = chance.choice((None, None, 0.5, 5.0))
+        kinds: list[Callable[[], Step]] = [
+            lambda: chance.choice((step.Put, step.Get))(self._who(), there, timeout),
+            lambda: (
+                step.Subscribe(self._who(), there, chance.random() < 0.8)
+                if chance.random() < 0.4
+                else step.Publish(self._who(), there, timeout)
+            ),
+            lambda: step.Register(self._who(), there) if chance.random() < 0.3 else step.Locate(self._who(), there, 5.0),
+            lambda: step.File(self._who(), there, chance.choice((0, 100, 300_000, 3_000_000)), timeout),
+        ]
+        make = chance.choice(kinds)
+        steps = [make() for _ in range(count)]
+        if chance.random() < 0.5:
+            steps.insert(chance.randrange(count), self._fault())
         return steps
 
     def _flood(self) -> list[Step]:

@@ -179,8 +179,59 @@ class Close(NamedTuple):
     process: int
 
 
+class Put(NamedTuple):
+    """Into the queue of a process."""
+
+    by: int
+    process: int
+    timeout: float | None = None
+
+
+class Get(NamedTuple):
+    by: int
+    process: int
+    timeout: float | None = None
+
+
+class Subscribe(NamedTuple):
+    """To the channel of a process, or no longer."""
+
+    by: int
+    process: int
+    holds: bool = True
+
+
+class Publish(NamedTuple):
+    """Over the channel of a process, and wait until every subscriber has it."""
+
+    by: int
+    process: int
+    timeout: float | None = None
+
+
+class Register(NamedTuple):
+    by: int
+    name: int
+
+
+class Locate(NamedTuple):
+    by: int
+    name: int
+    timeout: float
+
+
+class File(NamedTuple):
+    """Send a file of so many bytes to a process."""
+
+    by: int
+    process: int
+    size: int
+    timeout: float | None = None
+
+
 Talk = Send | Deliver | Ask | Receive
-Other = Monitor | Link | Result | Alive | Terminate | Finish | Stall | Start | Setup | Run | Close
+Shared = Put | Get | Subscribe | Publish | Register | Locate | File
+Other = Monitor | Link | Result | Alive | Terminate | Finish | Stall | Start | Setup | Run | Close | Shared
 Step = Talk | Other | Restart | Cut | Part | OneWay | Double | Freeze | Firewall | SetClock | Wait
 
 

@@ -218,6 +218,57 @@ class Leftover(NamedTuple):
     table: str
 
 
+class InQueue(NamedTuple):
+    """An item that is in the queue of a process at the end."""
+
+    at: float
+    home: Home
+    number: int
+
+
+class Published(NamedTuple):
+    """Somebody begins to send over a channel."""
+
+    at: float
+    by: Who
+    channel: Home
+    number: int
+
+
+class Heard(NamedTuple):
+    """A subscriber got it."""
+
+    at: float
+    by: Who
+    channel: Home
+    publisher: Who
+    number: int
+
+
+class Over(NamedTuple):
+    """A subscriber was told that the channel ended."""
+
+    at: float
+    by: Who
+    channel: Home
+
+
+class Spoilt(NamedTuple):
+    """A file under its name, and not with its content."""
+
+    at: float
+    home: Home
+    name: str
+
+
+class Exceeded(NamedTuple):
+    """Something holds more than its limit allows."""
+
+    at: float
+    home: Home
+    what: str
+
+
 class Bug(NamedTuple):
     at: float
     text: str
@@ -225,7 +276,8 @@ class Bug(NamedTuple):
 
 Said = Began | Done | Sent | Refused | Received | Noticed
 Faults = Died | Parted | Frozen | Hindered
-Event = Said | Ended | Condemned | Linked | Lost | Faults | Visited | Left | Counted | Lives | Leftover | Bug
+Goods = InQueue | Published | Heard | Over | Spoilt
+Event = Said | Goods | Ended | Condemned | Linked | Lost | Faults | Visited | Left | Counted | Lives | Leftover | Exceeded | Bug
 
 
 class History:
@@ -233,6 +285,9 @@ class History:
 
     def __init__(self, events: Iterable[Event]) -> None:
         self.events = list(events)
+        self._kinds: dict[type[Any], list[Any]] = defaultdict(list)
+        for each in self.events:
+            self._kinds[type(each)].append(each)
         self.dones = {each.call: each for each in self.of(Done)}
         self.begans = {each.call: each for each in self.of(Began)}
         self.ended = {each.who: each for each in self.of(Ended)}
@@ -241,7 +296,7 @@ class History:
         self.received: dict[Tag, Received] = {each.tag: each for each in self.of(Received)}
 
     def of(self, kind: type[Any]) -> list[Any]:
-        return [each for each in self.events if isinstance(each, kind)]
+        return self._kinds.get(kind, [])
 
     def condemned(self, who: Who, at: float) -> bool:
         """Whether somebody, the end of its process, or of one that it is linked with, may have begun to terminate it."""
@@ -289,6 +344,14 @@ class History:
         parted = [(each.at, each.until, True) for each in self.of(Parted) if each.pair == {a, b}]
         still = [(each.at, each.until, False) for each in (*self.of(Frozen), *self.of(Hindered)) if each.process in (a, b)]
         return sorted(parted + still)
+
+    def thawed(self, process: int, at: float) -> float:
+        """When a process next does something, from that time on."""
+        ices: list[Frozen] = sorted(self.of(Frozen))
+        for ice in ices:
+            if ice.process == process and ice.at <= at < ice.until:
+                at = ice.until
+        return at
 
     def gave_up(self, mine: Home, theirs: Home, since: float, until: float) -> bool:
         """Whether either side had just ended a link that on its side had not stood yet.
@@ -567,7 +630,15 @@ def _untrue(history: History, began: Began, done: Done) -> str:
             return ""
     if began.verb in ("run", "close") and done.error == "NotSetUp":
         return ""  # whoever sets nothing up, or closed it, is told; a server that lost its client has closed it
+    if done.error in SHARED_ERRORS.get(began.verb, ()):
+        return ""
+    if began.verb in ("put", "get") and done.error == "QueueClosed":
+        return "" if history.dead(began.to.home, done.at) else "it was not closed"
     return "no such error was due"
+
+
+# nodes may not be known; a name may be another's in that process
+SHARED_ERRORS = {"locate": {"NoNodes"}, "register": {"NameTaken"}}
 
 
 def nobody_waits_for_ever(history: History) -> Iterator[str]:
@@ -589,15 +660,16 @@ def _limit(history: History, began: Began, over: float) -> float:
     """When a call has to have ended."""
     limits = [over]
     troubled = began.at + ROUND + history.trouble(began.at, over)
-    if began.timeout is not None:
-        limits.append(began.at + began.timeout)
+    if began.timeout is not None:  # of a put, and what was published, the other side has to say that it did not happen
+        asks = began.verb in ("put", "publish")
+        limits.append(max(troubled, _told(history, began, troubled)) + began.timeout if asks else began.at + began.timeout)
     if began.verb == "link":  # the other side monitors as well
         limits.append(max(troubled, _told(history, began, troubled)) + ROUND)
-    elif began.verb in ("monitor", "terminate", "alive", "setup", "run", "close"):
+    elif began.verb in ("monitor", "terminate", "alive", "setup", "run", "close", "subscribe", "unsubscribe"):
         limits.append(max(troubled, _told(history, began, troubled)))
     elif _end_of(history, began.to) is not None:
         limits.append(_told(history, began, troubled))
-    return min(limits)
+    return history.thawed(began.by.process, min(limits))
 
 
 def _told(history: History, began: Began, troubled: float) -> float:
@@ -614,6 +686,12 @@ def _told(history: History, began: Began, troubled: float) -> float:
 def no_bug_and_no_leftover(history: History) -> Iterator[str]:
     """Nothing reached the loop's exception handler or the log as an error; nothing is kept of what is over."""
     for each in (*history.of(Bug), *history.of(Leftover)):
+        yield f"{each}"
+
+
+def within_limits(history: History) -> Iterator[str]:
+    """Windows, and what waits at a sender for a full mailbox, hold what they may and no more."""
+    for each in history.of(Exceeded):
         yield f"{each}"
 
 
@@ -664,9 +742,100 @@ def closed_is_closed(history: History) -> Iterator[str]:
                 yield f"{each}: its client died at {died.at}, and it left at {gone}"
 
 
+# ------------------------------------------------------------------ queues, channels, names, files
+
+
+def queues_keep(history: History) -> Iterator[str]:
+    """A queue hands out each item once, none that was refused, and none is lost but to a lost process."""
+    puts = {each.number: each for each in history.of(Began) if each.verb == "put"}
+    gets = [(each, history.dones.get(each.call)) for each in history.of(Began) if each.verb == "get"]
+    got = Counter(done.value for _, done in gets if done is not None and not done.error)
+    got.update(each.number for each in history.of(InQueue))
+    for number, times in got.items():
+        if times > 1 or number not in puts:
+            yield f"item {number} of {puts.get(number)} came {times} times"
+    missing: Counter[Home] = Counter()
+    for number, put in puts.items():
+        done = history.dones.get(put.call)
+        if done is not None and done.error in ("Timeout", "QueueClosed") and number in got:
+            yield f"item {number} was not put in, {done}, and came"
+        if done is not None and not done.error and number not in got and put.to.home not in history.died:
+            missing[put.to.home] += 1
+    for home, count in missing.items():
+        lost = {each.other for each in history.of(Lost) if each.home == home} | set(history.died)
+        excused = sum(each.by.home in lost for each, _ in gets if each.to.home == home)
+        if count > excused:
+            yield f"{count} items of the queue of {home} are lost, {excused} may be"
+
+
+def channels_agree(history: History) -> Iterator[str]:
+    """Each subscriber hears everything once, in one order with all others, until the channel is over; who stays misses none."""
+    heard: dict[tuple[Home, Who], list[int]] = defaultdict(list)
+    over: set[tuple[Who, Home]] = set()
+    for each in history.events:
+        if isinstance(each, Over):
+            over.add((each.by, each.channel))
+        elif isinstance(each, Heard):
+            if (each.by, each.channel) in over:
+                yield f"{each} came after the end of its channel"
+            if each.number in heard[each.channel, each.by]:
+                yield f"{each} came twice"
+            heard[each.channel, each.by].append(each.number)
+    for (channel, by), mine in heard.items():
+        for (other, who), theirs in heard.items():
+            both = set(mine) & set(theirs)
+            if other == channel and by < who and [n for n in mine if n in both] != [n for n in theirs if n in both]:
+                yield f"{by} and {who} heard the channel of {channel} in two orders: {mine}, {theirs}"
+    yield from _unheard(history, heard)
+
+
+def _unheard(history: History, heard: dict[tuple[Home, Who], list[int]]) -> Iterator[str]:
+    left = {(each.by, each.to) for each in history.of(Began) if each.verb == "unsubscribe"}
+    for began in (each for each in history.of(Began) if each.verb == "subscribe" and (each.by, each.to) not in left):
+        done, lives = history.dones.get(began.call), history.lives.get(began.by)
+        lost = any(
+            {each.home, each.other} == {began.by.home, began.to.home} for each in history.of(Lost) if each.at < _over(history)
+        )
+        if done is None or done.error or lives is None or not lives.room or lost or began.to.home in history.died:
+            continue
+        for said in history.of(Began):
+            ended = history.dones.get(said.call)
+            if (said.verb, said.to) == ("publish", began.to) and said.at > done.at and ended is not None and not ended.error:
+                if said.number not in heard[began.to.home, began.by]:
+                    yield f"{began.by} subscribes since {done.at}, and never heard {said}"
+
+
+def _over(history: History) -> float:
+    """When it was looked who lives; later links end with the stage."""
+    return min((each.at for each in history.of(Lives)), default=0.0)
+
+
+def names_lead_somewhere(history: History) -> Iterator[str]:
+    """Who is found under a name carries it, and has not ended long ago."""
+    for began in (each for each in history.of(Began) if each.verb == "locate"):
+        done = history.dones.get(began.call)
+        if done is None or done.error:
+            continue
+        registers = [
+            each for each in history.of(Began) if (each.verb, each.by, each.number) == ("register", done.value, began.number)
+        ]
+        if not any(each.at <= done.at for each in registers):
+            yield f"{began} found {done.value}, which never had the name"
+        end = _end_of(history, done.value)
+        if end is not None and end + LATE + history.trouble(end, began.at) < began.at:
+            yield f"{began} found {done.value}, which ended at {end}"
+
+
+def files_are_whole(history: History) -> Iterator[str]:
+    """Under the name of a file is its content, or nothing."""
+    for each in history.of(Spoilt):
+        yield f"{each}"
+
+
 Promise = Callable[[History], Iterable[str]]
 PROMISES: tuple[Promise, ...] = (
     *(order, once, its_own, refused_is_refused, delivered_is_there, no_gap, everything_comes, loss_is_counted),
     *(one_notice, linked_die_together, notice_comes_last, honest_notices, honest_answers),
-    *(nobody_waits_for_ever, no_bug_and_no_leftover, runs_once, closed_is_closed),
+    *(nobody_waits_for_ever, no_bug_and_no_leftover, within_limits, runs_once, closed_is_closed),
+    *(queues_keep, channels_agree, names_lead_somewhere, files_are_whole),
 )

@@ -10,28 +10,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import functools
 import itertools
 import logging
+import os
 import random
 import secrets
+import tempfile
 import time
 import types
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import discoro
 from discoro import holding, mailbox, messages, outbox
+from discoro import mesh as mesh_module
 from discoro.connections import Ended as EndOfConnection
 from discoro.coro import Coro
+from discoro.interfaces import Interfaces, interfaces
 from discoro.link import Link
 from discoro.mesh import Mesh
-from discoro.messages import Part
+from discoro.messages import Message, Part
 from discoro.options import Place
 from discoro.security import Security
-from tests.simulation import programs
+from tests.simulation import programs, shared
+from tests.simulation.loop import PROCESS, SimulatedLoop
 from tests.simulation.mortal_network import MortalNetwork, MortalTransport
-from tests.simulation.programs import Program
+from tests.simulation.programs import PIECES, Program
 from tests.simulation.promises import (
     Began,
     Bug,
@@ -41,7 +48,9 @@ from tests.simulation.promises import (
     Done,
     Ended,
     Event,
+    Exceeded,
     Frozen,
+    Heard,
     Hindered,
     History,
     Home,
@@ -51,6 +60,7 @@ from tests.simulation.promises import (
     Lives,
     Lost,
     Noticed,
+    Over,
     Parted,
     Received,
     Refused,
@@ -59,28 +69,30 @@ from tests.simulation.promises import (
     Visited,
     Who,
 )
+from tests.simulation.shared import Disk, Shop
 from tests.support import moved_clock
 
 OPEN = Security.from_options(open=True)
 MAILBOX = 4  # messages
 HELD = 6  # messages that wait at a sender
 WINDOW = 6  # frames
-FLOOD = 500  # messages past a full mailbox: what was under way, and notices
 HEALING = 60.0  # seconds: a loss, a new link, and emptying what was held
 ENDING = 40.0  # seconds until whatever waits for a terminated coroutine has ended
 CLOSING = 20.0  # seconds that a close may take at most, as its default is
 FIRST_PORT = 30_000
+PID = 4711  # of all processes: it is in the texts of errors, and the same seed gives the same trace
 
 
 def play(program: Program) -> History:
     """What happened."""
-    with small_limits(), seeded(program.seed), wall_clock():
-        return History(moved_clock.run(lambda: _play(program), limit=100_000.0))
+    with small_limits(), seeded(program.seed), wall_clock(), nothing_of_this_machine():
+        return History(moved_clock.run(lambda: _play(program), limit=100_000.0, loop=SimulatedLoop))
 
 
 async def _play(program: Program) -> list[Event]:
     stage = Stage(program)
-    with stage.listening_for_bugs():
+    with stage.listening_for_bugs(), contextlib.ExitStack() as rest:
+        rest.callback(stage.disk.remove)
         await stage.open()
         for step in program.steps:
             await stage.take(step)
@@ -106,10 +118,32 @@ def small_limits() -> Iterator[None]:
 def seeded(seed: int) -> Iterator[None]:
     """Births and sessions are the same each time."""
     before, secrets.randbits = secrets.randbits, random.Random(seed).getrandbits
+    state = random.getstate()
+    random.seed(seed)
     try:
         yield
     finally:
         secrets.randbits = before
+        random.setstate(state)
+
+
+@contextlib.contextmanager
+def nothing_of_this_machine() -> Iterator[None]:
+    """Its interfaces are not asked for, which takes longer than all else that starts a process; directories are in memory."""
+    directory, pid = tempfile.tempdir, os.getpid
+    os.getpid = lambda: PID
+    setattr(mesh_module, "interfaces", lambda addresses: _interfaces(*addresses))  # noqa: B010
+    tempfile.tempdir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else directory
+    try:
+        yield
+    finally:
+        tempfile.tempdir, os.getpid = directory, pid
+        setattr(mesh_module, "interfaces", interfaces)  # noqa: B010
+
+
+@functools.cache
+def _interfaces(*addresses: str) -> Interfaces:
+    return interfaces(addresses)
 
 
 _wall = [0.0]  # how far the clock on the wall was set, in seconds
@@ -161,7 +195,14 @@ class Life:
         self.mesh: Mesh
         self.transport: MortalTransport
         self.server: Coro
+        self.shop: Shop
         self.losses: Counter[Home] = Counter()
+        self.context = contextvars.copy_context()
+        self.context.run(PROCESS.set, self)
+
+    def does(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Have this process do something, when it does not stand still."""
+        return asyncio.get_running_loop().create_task(work, context=self.context.copy())
 
     @property
     def birth(self) -> int:
@@ -274,6 +315,8 @@ class Actor:
                 await self.at_server("close", process, None)
             case None:
                 await self.empty()
+            case _:
+                await shared.perform(self, step)
 
     async def at_server(self, verb: str, process: int, timeout: float | None) -> None:
         """One of the calls of a computation, at the server of that process."""
@@ -328,10 +371,14 @@ class Actor:
 
     def came(self, message: Any, lay: bool = False) -> None:
         match message:
+            case discoro.ExitNotice(ref) if channel := self.stage.channel(ref):
+                event: Event = Over(self.now, self.who, channel)
+            case shared.News(channel, by, number):
+                event = Heard(self.now, self.who, channel, by, number)
             case discoro.ExitNotice(ref, reason, value, error):
                 kind = type(error).__name__ if error is not None else ""
                 about = self.stage.whose(ref)
-                event: Event = Noticed(self.now, self.who, about, reason, value, kind, str(error or ""), lay)
+                event = Noticed(self.now, self.who, about, reason, value, kind, str(error or ""), lay)
             case (Tag() as tag, _):
                 event = Received(self.now, self.who, tag, lay)
         if lay:
@@ -364,7 +411,8 @@ class Actor:
             self.write(Done(self.now, call, None, "CancelledError"))
             raise
         except Exception as error:
-            self.write(Done(self.now, call, None, type(error).__name__, str(error)))
+            text = str(error).replace(str(self.stage.disk.root), "")  # its name is another one each time
+            self.write(Done(self.now, call, None, type(error).__name__, text))
         else:
             self.write(Done(self.now, call, str(value) if verb == "run" else value))
 
@@ -386,10 +434,15 @@ class Stage:
     """All processes of one program."""
 
     def __init__(self, program: Program) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimulatedLoop)
+        self._loop = loop
         self.program = program
         self.events: list[Event] = []
         self.calls = itertools.count(1)
         self.visits = itertools.count(1)
+        self.goods = itertools.count(1)  # items, news and files
+        self.disk = Disk()
         self._numbers = itertools.count(1)
         self._tags = itertools.count(1)
         names = [name_of(process) for process in range(program.processes)]
@@ -398,11 +451,13 @@ class Stage:
         self._lives: list[list[Life]] = [[] for _ in range(program.processes)]
         self._actors: list[list[Actor]] = [[] for _ in range(program.coroutines)]
         self._by_ref: dict[discoro.CoroRef, Who] = {}
+        self._channels: dict[discoro.CoroRef, Home] = {}
         self._homes: dict[int, Home] = {}
         self._visitors: dict[int, Life] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._faults: set[object] = set()  # under way; each once at a time
-        asyncio.get_running_loop().stage = self  # type: ignore[attr-defined]
+        self._loop.stage = self  # type: ignore[attr-defined]
+        self._loop.after_turn = self._look_at_limits
 
     @property
     def now(self) -> float:
@@ -414,6 +469,10 @@ class Stage:
 
     def tag(self, by: Who, to: Who) -> Tag:
         return Tag(by, to, next(self._tags))
+
+    def channel(self, ref: discoro.CoroRef) -> Home | None:
+        """The life whose channel it is; None where it is a coroutine."""
+        return self._channels.get(ref)
 
     def whose(self, ref: discoro.CoroRef) -> Who:
         return self._by_ref[ref]
@@ -442,11 +501,10 @@ class Stage:
 
     async def open(self) -> None:
         for process in range(self.program.processes):
-            await self._boot(process)
+            await self._begin(process)
 
     async def take(self, step: programs.Step) -> None:
         """Begin a step; only Wait takes time."""
-        self._look_at_limits()
         match step:
             case programs.Wait(seconds):
                 await asyncio.sleep(seconds)
@@ -465,8 +523,8 @@ class Stage:
             case programs.Double(a, b, seconds):
                 self._later(self._double({name_of(a), name_of(b)}, seconds))
             case programs.Freeze(process, seconds):
-                frozen = Frozen(self.now, self.now + seconds, process)
-                self._later(self._during(frozen, seconds, process, lambda: self._network.frozen(name_of(process))))
+                frozen, life = Frozen(self.now, self.now + seconds, process), self.life(process)
+                self._later(self._during(frozen, seconds, process, lambda: self._loop.frozen(life)))
             case programs.Firewall(process, seconds, rejects):
                 how = EndOfConnection.REFUSED if rejects else EndOfConnection.UNREACHABLE
                 hindered = Hindered(self.now, self.now + seconds, process)
@@ -476,7 +534,8 @@ class Stage:
                 _wall[0] += seconds
             case _:
                 actor = self.actor(step.by)
-                if isinstance(step, programs.Setup | programs.Run | programs.Close) and not self.life(step.process).up:
+                where: int | None = getattr(step, "process", None)
+                if where is not None and not self.life(where).up:
                     return
                 if not isinstance(step, programs.Send | programs.Deliver | programs.Receive) or actor.life.up:
                     actor.script.put_nowait(step)
@@ -509,8 +568,18 @@ class Stage:
         """The latest life of a process."""
         return self._lives[process][-1]
 
-    async def _boot(self, process: int) -> None:
+    async def _begin(self, process: int) -> None:
+        """Another life of a process, with its coroutines."""
         life = Life(Home(process, len(self._lives[process])), FIRST_PORT + process)
+        await life.does(self._boot(life))
+        self._homes[life.birth] = life.home
+        self._lives[process].append(life)
+        life.up = True
+        for index in range(process, self.program.coroutines, self.program.processes):
+            self._start(index)
+
+    async def _boot(self, life: Life) -> None:
+        process = life.home.process
         name, host = name_of(process), f"10.0.0.{process + 1}" if self.program.apart else ""
 
         def transport(security: Security, owner: Any) -> MortalTransport:
@@ -518,16 +587,14 @@ class Stage:
             return life.transport
 
         place = Place(security=OPEN, transport=transport, ports=range(life.port, life.port + 1))
-        options = {"name": name, "mdns": False, "ip_addr": ["127.0.0.1"], "ext_ip_addr": host or None}
+        options: dict[str, Any] = {"name": name, "mdns": False, "ip_addr": ["127.0.0.1"], "ext_ip_addr": host or None}
+        options["dest_path"] = self.disk.root / str(life.home)
         life.mesh = Mesh.placed(place, **options)
         await life.mesh._start()
         life.mesh._peers.on_ended.append(lambda link: self._lost(life, link))
-        self._homes[life.birth] = life.home
-        self._lives[process].append(life)
+        life.shop = Shop(life.mesh, life.home, self.disk.root / str(life.home))
+        self._channels[life.shop.channel.ref] = life.home
         life.server = Coro.start(life.mesh, discoro.discoro_server, (f"server of {name}",))
-        life.up = True
-        for index in range(process, self.program.coroutines, self.program.processes):
-            self._start(index)
 
     def _lost(self, life: Life, link: Link) -> None:
         other = self._homes[link.birth]
@@ -539,7 +606,7 @@ class Stage:
         life = self.life(index % self.program.processes)
         if life.up:
             actor = Actor(self, life, Who(*life.home, next(self._numbers)))
-            actor.start()
+            life.context.copy().run(actor.start)
             self._by_ref[actor.coro.ref] = actor.who
             self._actors[index].append(actor)
 
@@ -549,15 +616,26 @@ class Stage:
         if how != "closed":
             life.speaks = False
             life.transport.die(silently=how == "unplugged")
-        await self._close(life)
+            self._loop.thaw(life)
+        await life.does(self._close(life))
         await asyncio.sleep(pause)
-        await self._boot(process)
+        await self._begin(process)
 
     async def _close(self, life: Life) -> None:
         await life.mesh.close()
         if life.speaks:
             lost = life.mesh.lost_messages + life.mesh.lost_operations
             self.events.append(Counted(self.now, life.home, lost))
+
+    # -------------------------------------------------------------- limits
+
+    def _look_at_limits(self) -> None:
+        """Whatever has a limit is within it, whenever a process has done what was to do."""
+        for lives in self._lives:
+            life = lives[-1] if lives else None
+            if life is not None and life.up:
+                for what in _exceeded(life.mesh):
+                    self.events.append(Exceeded(self.now, life.home, what))
 
     # -------------------------------------------------------------- visitors
 
@@ -593,27 +671,16 @@ class Stage:
         await asyncio.sleep(ENDING)
         lives = [self.life(process) for process in range(self.program.processes)]
         for life in lives:
+            self.events += life.shop.look(self.now)
             life.server.stop("terminated")
+            life.shop.close()
         await asyncio.sleep(ENDING)
         for life in lives:
             self._look_for_leftovers(life)
         for actor in everybody:
             while len(actor.coro.mailbox):
                 actor.came(actor.coro.mailbox.take(None), lay=True)
-        await asyncio.gather(*(self._close(life) for life in lives))
-
-    def _look_at_limits(self) -> None:
-        """What one process keeps for others is bounded at every moment."""
-        for life in (self.life(process) for process in range(len(self._lives)) if self._lives[process]):
-            for link in life.mesh._peers:
-                if len(link.outbox._sent) > WINDOW:
-                    self._bug(f"{link!r} has more than {WINDOW} frames on their way")
-            for queue in life.mesh.sending.holding._queues.values():
-                if len(queue.waiting) > HELD + self.program.coroutines:  # notices wait with the messages
-                    self._bug(f"{len(queue.waiting)} messages wait in {life.home} for one mailbox")
-            for coro in life.mesh._coros.values():
-                if len(coro.mailbox) > MAILBOX + FLOOD:
-                    self._bug(f"{coro!r} has {len(coro.mailbox)} messages")
+        await asyncio.gather(*(life.does(self._close(life)) for life in lives))
 
     def _look_for_leftovers(self, life: Life) -> None:
         mesh = life.mesh
@@ -626,6 +693,18 @@ class Stage:
         for link in mesh._peers:
             if not link.outbox.is_empty():
                 self.events.append(Leftover(self.now, life.home, f"{link!r}"))
+
+
+def _exceeded(mesh: Mesh) -> Iterator[str]:
+    """What holds more than its limit allows, in words."""
+    for link in mesh._peers:
+        box = link.outbox
+        if len(box._sent) > WINDOW or box._sent_bytes > outbox.WINDOW_BYTES or box._sent_pieces > outbox.PIECES_BYTES:
+            yield f"{len(box._sent)} frames of {box._sent_bytes} bytes, {box._sent_pieces} in pieces, for {link.who}"
+    for (_, coro_id), queue in mesh.sending.holding._queues.items():
+        count = sum(isinstance(each.operation, Message) for each in queue.waiting)
+        if count > HELD or queue.size > holding.HELD_BYTES + PIECES:
+            yield f"{count} messages of {queue.size} bytes wait for coroutine {coro_id}"
 
 
 class _Errors(logging.Handler):

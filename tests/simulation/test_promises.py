@@ -27,17 +27,22 @@ from tests.simulation.promises import (
     Done,
     Ended,
     Event,
+    Exceeded,
+    Heard,
     History,
     Home,
+    InQueue,
     Left,
     Linked,
     Lives,
     Lost,
     Noticed,
+    Over,
     Parted,
     Received,
     Refused,
     Sent,
+    Spoilt,
     Tag,
     Visited,
     Who,
@@ -86,6 +91,14 @@ LIVES_ON = [each for each in GOOD if not isinstance(each, Ended | Noticed)] + [L
 RUN: list[Event] = [Began(1.0, 9, ANN, "run", BOB, None, None, 7), Done(1.2, 9, "ref")]
 VISIT: list[Event] = [*RUN, Visited(1.1, BOB.home, ANN, 7, "ref")]
 
+SHOP = Who(*BOB.home, 0)  # where the queue and the channel of a process are
+PUT: list[Event] = [Began(1.0, 9, ANN, "put", SHOP, None, None, 7), Done(1.1, 9, 0)]
+HEARD = Heard(2.0, ANN, BOB.home, BOB, 1)
+SUBSCRIBED: list[Event] = [
+    *(Began(1.0, 9, ANN, "subscribe", SHOP, None), Done(1.1, 9, 0)),
+    *(Began(1.2, 10, BOB, "publish", SHOP, None, None, 1), Done(1.3, 10, 1)),
+]
+
 BAD: list[tuple[str, list[Event]]] = [
     ("order", but(Received(0.1, BOB, FIRST), Received(0.1, BOB, SECOND), Received(0.1, BOB, FIRST))),
     ("once", but(Received(0.1, BOB, FIRST), Received(0.1, BOB, FIRST), Received(0.1, BOB, FIRST))),
@@ -122,6 +135,16 @@ BAD: list[tuple[str, list[Event]]] = [
     ("runs_once", and_then(Visited(1.1, BOB.home, ANN, 7, "ref"))),
     ("closed_is_closed", and_then(*VISIT, Began(1.5, 10, ANN, "close", BOB, 20.0), Done(1.6, 10, 0))),
     ("closed_is_closed", [*VISIT, Died(2.0, ANN.home, "killed"), Lives(60.0, BOB, True)]),
+    ("queues_keep", and_then(Began(1.0, 9, ANN, "put", SHOP, None, None, 7), Done(1.1, 9, 0))),
+    ("queues_keep", and_then(*PUT, InQueue(60.0, BOB.home, 7), InQueue(60.0, BOB.home, 7))),
+    ("queues_keep", and_then(PUT[0], Done(1.1, 9, None, "Timeout"), InQueue(60.0, BOB.home, 7))),
+    ("channels_agree", and_then(HEARD, HEARD)),
+    ("channels_agree", and_then(HEARD, HEARD._replace(number=2), HEARD._replace(by=BOB, number=2), HEARD._replace(by=BOB))),
+    ("channels_agree", and_then(Over(1.0, ANN, BOB.home), HEARD)),
+    ("channels_agree", [*LIVES_ON[:-4], Lives(60.0, ANN, True), *SUBSCRIBED]),
+    ("names_lead_somewhere", and_then(Began(1.0, 9, ANN, "locate", ANN, 5.0, None, 1), Done(1.1, 9, BOB))),
+    ("files_are_whole", and_then(Spoilt(1.0, BOB.home, "1-100"))),
+    ("within_limits", and_then(Exceeded(1.0, ANN.home, "7 frames"))),
     ("no_bug_and_no_leftover", and_then(Bug(1.0, "what the loop was told"))),
 ]
 

@@ -4,15 +4,16 @@ Never: waits, sleeps, or touches anything but the event loop's `call_soon` and `
 clock is moved by hand drives it. Held to the same contract as the real one by tests/test_transport.py.
 
 How it plays together: `MemoryNetwork.transport(name, …)` makes one process's transport; all of one network see
-each other's addresses, as if on one machine. A `_Wire` is one connection with an `_End` on each side. Faults are
-`with` blocks on the network: `partition`, `one_way`, `frozen`, `firewalled`, `dropping`, `delaying`, `duplicating`; and `cut`,
-which happens once.
+each other's addresses, as if on one machine. A `Wire` is one connection with an `_End` on each side. Faults are
+`with` blocks on the network: `partition`, `one_way`, `firewalled`, `dropping`, `delaying`, `duplicating`; and `cut`, which
+happens once. Whatever a process is told, it is told in its own context: a loop that holds a process back holds that back too.
 Dropping and duplicating inside one connection is what TCP never does: they are for what must survive even that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,13 +43,13 @@ class MemoryNetwork:
 
     def __init__(self) -> None:
         self.listening: dict[str, MemoryTransport] = {}  # by address
-        self._wires: list[_Wire] = []
+        self._wires: list[Wire] = []
         self._partitions: list[frozenset[str]] = []
         self._one_ways: list[tuple[str, str]] = []  # from one to the other nothing passes
-        self._frozen: list[str] = []
         self._firewalls: list[tuple[str, Ended]] = []
         self._faults: list[tuple[Callable[[Delays], Delays], Which]] = []
         self._free_ports = itertools.count(FIRST_FREE_PORT)
+        self.context = contextvars.copy_context()  # of what happens in no process
 
     def transport(self, name: str, security: Security, receiver: Receiver) -> MemoryTransport:
         """The transport of the process called `name` in the faults below."""
@@ -93,20 +94,6 @@ class MemoryNetwork:
                 wire.release()
 
     @contextmanager
-    def frozen(self, name: str) -> Iterator[None]:
-        """That process is busy, or stands still: it takes nothing in and says nothing, and its connections stand. Others can
-        connect to it: that is the network thread's, not Python's.
-        """
-        self._frozen.append(name)
-        try:
-            yield
-        finally:
-            self._frozen.remove(name)
-            for wire in self._wires:
-                if name in wire.names:
-                    wire.release()
-
-    @contextmanager
     def firewalled(self, name: str, how: Ended = Ended.UNREACHABLE) -> Iterator[None]:
         """Nobody can dial that process, which itself dials others as ever. UNREACHABLE: the firewall drops, and
         a dial takes CONNECT_SECONDS; REFUSED: it rejects at once, as if nothing listened there.
@@ -145,17 +132,17 @@ class MemoryNetwork:
         finally:
             self._faults.remove(fault)
 
-    def _notice(self, wire: _Wire, pair: frozenset[str]) -> None:
+    def _notice(self, wire: Wire, pair: frozenset[str]) -> None:
         if self.parted(set(pair)):
             wire.break_("no heartbeat")
 
-    def _between(self, a: str, b: str) -> list[_Wire]:
+    def _between(self, a: str, b: str) -> list[Wire]:
         self._wires = [wire for wire in self._wires if wire.open]
         return [wire for wire in self._wires if wire.names == {a, b}]
 
     # For the transports.
 
-    def connect(self, wire: _Wire) -> None:
+    def connect(self, wire: Wire) -> None:
         """A wire to be cut and partitioned from now on."""
         self._wires.append(wire)
 
@@ -173,10 +160,9 @@ class MemoryNetwork:
 
     def holds(self, sender: str, receiver: str) -> bool:
         """Whether what one says does not reach the other now."""
-        if not (self._partitions or self._one_ways or self._frozen):
+        if not (self._partitions or self._one_ways):
             return False
-        still = sender in self._frozen or receiver in self._frozen
-        return still or {sender, receiver} in self._partitions or (sender, receiver) in self._one_ways
+        return {sender, receiver} in self._partitions or (sender, receiver) in self._one_ways
 
     def firewall_of(self, name: str) -> Ended | None:
         """How a dial to that process ends at its firewall; None where it has none."""
@@ -211,7 +197,7 @@ class _End:
         self.last: dict[float, float] = {}  # the same, by delay
 
 
-class _Wire:
+class Wire:
     """One connection. Its frames pass in order, one turn of the loop later."""
 
     def __init__(self, network: MemoryNetwork, dialler: MemoryTransport, conn: int, listener: MemoryTransport) -> None:
@@ -238,21 +224,23 @@ class _Wire:
                 when = max(self.loop.time() + delay, end.last.get(delay, 0.0) + 1e-7)
                 end.last[delay] = when
                 end.sent_until = max(end.sent_until, when)
-                self.loop.call_at(when, self._pass, to, frame)
+                self.loop.call_at(when, self._pass, to, frame, context=to.owner.context)
             else:
-                self.loop.call_soon(self._pass, to, frame)
+                self.loop.call_soon(self._pass, to, frame, context=to.owner.context)
         return True
 
     def release(self) -> None:
         """A fault is over: what it held passes, before anything else."""
-        self.loop.call_soon(self._drain)
+        for end in self.ends:
+            self.loop.call_soon(self._drain, end, context=end.owner.context)
         for end in self.ends:
             if not end.hears:
                 self.loop.call_soon(self.hang_up, end, False)
 
-    def _drain(self) -> None:
-        held, self._held = self._held, []
-        for to, frame in held:
+    def _drain(self, to: _End) -> None:
+        frames = [frame for end, frame in self._held if end is to]
+        self._held = [(end, frame) for end, frame in self._held if end is not to]
+        for frame in frames:
             self._pass(to, frame)
 
     def break_(self, detail: str) -> None:
@@ -260,7 +248,7 @@ class _Wire:
         if self.open:
             self.open = False
             for end in self.ends:
-                self.loop.call_soon(self._tell_ended, end, detail)
+                self.loop.call_soon(self._tell_ended, end, detail, context=end.owner.context)
 
     def hang_up(self, end: _End, flush: bool) -> None:
         """This end hears no more; the other one is told, with `flush` after the frames under way to it."""
@@ -268,12 +256,13 @@ class _Wire:
         if not self.open or self._holds(self.other(end)):  # the goodbye as well
             return
         if flush and end.sent_until > self.loop.time():
-            self.loop.call_at(end.sent_until + SOON_AFTER, self.hang_up, end, False)
+            self.loop.call_at(end.sent_until + SOON_AFTER, self.hang_up, end, False, context=self._network.context)
         elif flush:
-            self.loop.call_soon(self.hang_up, end, False)
+            self.loop.call_soon(self.hang_up, end, False, context=self._network.context)
         else:
             self.open = False
-            self.loop.call_soon(self._tell_ended, self.other(end), "the other side closed the connection")
+            other = self.other(end)
+            self.loop.call_soon(self._tell_ended, other, "the other side closed the connection", context=other.owner.context)
 
     def _holds(self, to: _End) -> bool:
         """Whether what goes to that end has to wait."""
@@ -299,12 +288,13 @@ class MemoryTransport:
 
     def __init__(self, network: MemoryNetwork, name: str, security: Security, receiver: Receiver) -> None:
         self.loop = asyncio.get_running_loop()
+        self.context = contextvars.copy_context()  # of its process
         self.name = name
         self.security = security
         self.receiver = receiver
         self._network = network
         self._numbers = itertools.count(1)
-        self._lines: dict[int, tuple[_Wire, _End] | None] = {}  # None: a dial under way
+        self._lines: dict[int, tuple[Wire, _End] | None] = {}  # None: a dial under way
         self._addresses: list[str] = []
         self._closed = False
 
@@ -353,7 +343,7 @@ class MemoryTransport:
 
     # For the wires.
 
-    def admit(self, wire: _Wire, end: _End) -> None:
+    def admit(self, wire: Wire, end: _End) -> None:
         """The first frame of a connection that somebody made to us."""
         end.conn = next(self._numbers)
         self._lines[end.conn] = (wire, end)
@@ -377,7 +367,7 @@ class MemoryTransport:
         elif _key_of(there.security) != _key_of(self.security):
             self.tell_ended(conn, Ended.DENIED, f"{address}: {_why_denied(self.security, there.security)}")
         elif conn in self._lines:
-            wire = _Wire(self._network, self, conn, there)
+            wire = Wire(self._network, self, conn, there)
             self._lines[conn] = (wire, wire.ends[0])
             self.receiver.connected(conn)
 

@@ -56,12 +56,12 @@ class MovedClockLoop(asyncio.SelectorEventLoop):
         return future
 
 
-def run(test: Callable[[], Awaitable[Any]], limit: float = 600.0) -> Any:
-    """Run to its end on such a loop; TimeoutError after `limit` seconds of its own time."""
+def run(test: Callable[[], Awaitable[Any]], limit: float = 600.0, loop: Callable[[], MovedClockLoop] = MovedClockLoop) -> Any:
+    """Run to its end on such a `loop`; TimeoutError after `limit` seconds of its own time."""
 
     async def bounded() -> Any:
         async with asyncio.timeout(limit):
             return await test()
 
-    with asyncio.Runner(loop_factory=MovedClockLoop) as runner:
+    with asyncio.Runner(loop_factory=loop) as runner:
         return runner.run(bounded())
