@@ -347,8 +347,9 @@ class Computations:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while running := self._coros(opened):
-                    for coro in set(running) - stopped:
-                        coro.stop(CLOSED)
+                    for coro in running:  # in the order in which they were created
+                        if coro not in stopped:
+                            coro.stop(CLOSED)
                     stopped.update(running)
                     await running[0].stopped()
         stuck = [coro for coro in self._coros(opened) if not coro.done]
