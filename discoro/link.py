@@ -13,6 +13,7 @@ acknowledged. Where dialling alone leads nowhere, the link says so (`Introduce`)
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
@@ -196,7 +197,7 @@ class Link:
     def close(self, reason: str) -> None:
         """End the link in order: what the window lets through still goes, then goodbye."""
         if self.state is State.OPEN:
-            self._send_data()
+            self._send_data(math.nan)  # when they left matters to nobody: their acknowledgements are not awaited
             self._send_ack()
             assert self.connection is not None
             self._actions.append(Send(self.connection, messages.encode_bye(self.peer_session, reason)))
@@ -214,7 +215,7 @@ class Link:
             self._introduce_at, self._introducing = None, True
             self._actions.append(Introduce(self._give_up - now))
         if self.state is State.OPEN:
-            self._send_data()
+            self._send_data(now)
             if self._ack_at is not None and self._ack_at <= now:
                 self._send_ack()
         actions, self._actions = self._actions, []
@@ -341,12 +342,12 @@ class Link:
 
     def hello(self, connection: int, theirs: Greeting, now: float) -> None:
         """The peer dialled us. Not to be called for another session once ours was open: that peer began anew (`begun_anew`)."""
-        self.outbox.acknowledge(theirs.received)
+        self.outbox.acknowledge(theirs.received, now)
         mine_first = self.state is State.GREETING and self.me.birth > theirs.birth
         if mine_first:
             self._hold(connection, theirs)
             return
-        self._open(connection, theirs)
+        self._open(connection, theirs, now)
         self._actions.append(SendGreeting(connection, self._greeting(), True))
 
     def begun_anew(self, theirs: Greeting) -> bool:
@@ -361,7 +362,7 @@ class Link:
         if not ours or theirs.session == 0 or self.begun_anew(theirs):
             raise ProtocolError("a welcome to somebody else's greeting")
         self._lived_at = self._dials[connection]
-        self._open(connection, theirs)
+        self._open(connection, theirs, now)
 
     def _greet(self, connection: int, now: float) -> None:
         self._move(State.GREETING)
@@ -378,7 +379,7 @@ class Link:
             self._actions.append(Drop(self._held[0], False))
         self._held = (connection, theirs)
 
-    def _open(self, connection: int, theirs: Greeting) -> None:
+    def _open(self, connection: int, theirs: Greeting, now: float) -> None:
         self._drop_but(connection)
         self._tried.clear()
         self.asked = ""
@@ -387,7 +388,7 @@ class Link:
             self.addresses = _first(self._lived_at, worth_dialling(self.me.addresses, theirs.addresses))
         self.refused_code = self._refusal = self.refused_at = ""
         self._redial_delay = REDIAL_FIRST
-        self.outbox.resume(theirs.received)
+        self.outbox.resume(theirs.received, now)
         self._move(State.OPEN)
 
     # -------------------------------------------------------------- dialling
@@ -465,11 +466,11 @@ class Link:
         """
         if connection != self.connection or frame.session != self.session:
             return []
-        self.outbox.acknowledge(frame.received)
+        self.outbox.acknowledge(frame.received, now)
         if frame.number > self._received + 1:
             self._cut(connection, now, f"frame {frame.number} came after frame {self._received}")
             return []
-        self._ack_later(now, size)
+        self._ack_later(now, size, any(isinstance(operation, Piece) for operation in frame.operations))
         if frame.number <= self._received:
             return []
         self._received = frame.number
@@ -480,24 +481,25 @@ class Link:
         """Of a frame on this connection, parts are missing: the resumption sends it again."""
         self._cut(connection, now, why)
 
-    def acknowledged(self, connection: int, session: int, received: int) -> None:
+    def acknowledged(self, connection: int, session: int, received: int, now: float) -> None:
         if connection == self.connection and session == self.session:
-            self.outbox.acknowledge(received)
+            self.outbox.acknowledge(received, now)
 
     def _assemble(self, operation: Operation | Piece) -> Operation | None:
         return self._assembler.add(operation) if isinstance(operation, Piece) else operation
 
-    def _ack_later(self, now: float, size: int) -> None:
+    def _ack_later(self, now: float, size: int, at_once: bool) -> None:
+        """`at_once`: of a piece, the acknowledgement tells the peer how fast the path is."""
         self._unacknowledged += 1
         self._unacknowledged_bytes += size
-        if self._unacknowledged >= ACK_FRAMES or self._unacknowledged_bytes >= ACK_BYTES:
+        if at_once or self._unacknowledged >= ACK_FRAMES or self._unacknowledged_bytes >= ACK_BYTES:
             self._ack_at = now
         elif self._ack_at is None:
             self._ack_at = now + ACK_DELAY
 
-    def _send_data(self) -> None:
+    def _send_data(self, now: float) -> None:
         assert self.connection is not None
-        for number, wires in self.outbox.frames():
+        for number, wires in self.outbox.frames(now):
             parts = messages.encode_data(self.peer_session, number, self._received, wires)
             self._actions.append(Send(self.connection, parts))
             self._ack_done()

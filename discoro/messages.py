@@ -292,19 +292,24 @@ def sealed(number: int, frame: list[Part]) -> list[Part]:
     return [*frame, pack([_SEAL, number, len(frame)])] if len(frame) > 1 else frame
 
 
-def split(wire: Wire, stream: int) -> Iterator[Wire]:
-    """The pieces of an operation larger than PIECE_SIZE; slices share the memory of the parts.
+def split(wire: Wire, stream: int, most: Callable[[], int]) -> Iterator[Wire]:
+    """The pieces of an operation larger than PIECE_SIZE, each of as many bytes as `most` says when its turn has come.
 
-    There is at least one: without the bytes of its parts, an operation weighs less than that (MAX_FIELDS).
+    They share the memory of the parts. There is at least one: without the bytes of its parts, an operation weighs less than
+    that (MAX_FIELDS).
     """
     views = [memoryview(part).cast("B") for part in wire.parts if nbytes(part)]
-    slices = [view[at : at + PIECE_SIZE] for view in views for at in range(0, len(view), PIECE_SIZE)]
     sizes = [nbytes(part) for part in wire.parts]
-    for index, part in enumerate(slices):
-        first, last = index == 0, index == len(slices) - 1
-        header = [_PIECE, stream, last, wire.header if first else None, sizes if first else None]
-        weight = len(part) + PART_WEIGHT + (len(pack(header)) if first else 24)
-        yield Wire(header, (part,), weight)
+    first = True
+    for number, view in enumerate(views, 1):
+        at = 0
+        while at < len(view):
+            part = view[at : at + min(PIECE_SIZE, most())]
+            at += len(part)
+            last = number == len(views) and at == len(view)
+            header = [_PIECE, stream, last, wire.header if first else None, sizes if first else None]
+            yield Wire(header, (part,), len(part) + PART_WEIGHT + (len(pack(header)) if first else 24))
+            first = False
 
 
 def completes(wire: Wire) -> bool:

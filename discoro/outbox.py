@@ -8,6 +8,7 @@ acknowledged.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Hashable, Iterator
 from typing import NamedTuple
@@ -15,10 +16,11 @@ from typing import NamedTuple
 from discoro import messages
 from discoro.errors import ProtocolError
 from discoro.messages import Wire
+from discoro.pacing import WINDOW_MOST, Pace
 
 WINDOW_FRAMES = 256  # unacknowledged frames: what a resumption sends again
 WINDOW_BYTES = 8 * messages.MIB  # and what they may hold in memory
-PIECES_BYTES = 4 * messages.MIB  # pieces in flight: the rest of the window stays for small operations
+PIECES_BYTES = WINDOW_MOST  # pieces in flight, however fast the path: the rest of the window stays for small operations
 STREAMS = 8  # large operations whose pieces alternate
 QUEUE_OPERATIONS = 100_000  # waiting to be sent, past which `has_room` is false: 64-byte messages, some 30 MB
 QUEUE_BYTES = 64 * messages.MIB
@@ -38,6 +40,7 @@ class _Sent(NamedTuple):
     wires: list[Wire]
     size: int
     pieces: bool
+    at: float  # when it left
 
 
 class Outbox:
@@ -59,6 +62,7 @@ class Outbox:
         self._sent_bytes, self._sent_pieces = 0, 0
         self._resend: deque[_Sent] = deque()
         self._number = 0
+        self._pace = Pace()
 
     def __repr__(self) -> str:
         return f"waiting={self._waiting} unacknowledged={len(self._sent)}"
@@ -113,7 +117,7 @@ class Outbox:
         else:
             self._add_small(wire)
 
-    def frames(self) -> Iterator[tuple[int, list[Wire]]]:
+    def frames(self, now: float) -> Iterator[tuple[int, list[Wire]]]:
         """Numbered frames that may leave now: first what must be sent again, then new ones as the window allows."""
         while self._resend:
             again = self._resend.popleft()
@@ -121,23 +125,30 @@ class Outbox:
         while self._window_open():
             stream = self._ready_stream()
             if self._small:
-                yield self._send(self._batch(), False)
+                yield self._send(self._batch(), False, now)
             elif stream is None:
                 return
             if stream is not None and self._window_open():
-                yield self._send([self._piece(stream)], True)
+                yield self._send([self._piece(stream)], True, now)
 
-    def acknowledge(self, received: int) -> None:
+    def acknowledge(self, received: int, now: float) -> None:
         if received > self._number:
             raise ProtocolError(f"frame {received} acknowledged; {self._number} were sent")
+        pieces, trip = 0, math.inf
         while self._sent and self._sent[0].number <= received:
             sent = self._sent.popleft()
             self._sent_bytes -= sent.size
-            self._sent_pieces -= sent.size if sent.pieces else 0
+            if sent.pieces:
+                pieces, trip = pieces + sent.size, now - sent.at
+        if pieces:
+            self._sent_pieces -= pieces
+            self._pace.acknowledged(pieces, trip, self._sent_pieces, now)
 
-    def resume(self, received: int) -> None:
+    def resume(self, received: int, now: float) -> None:
         """A new connection stands, and the peer has everything up to `received`: the rest goes again."""
-        self.acknowledge(received)
+        self.acknowledge(received, now)
+        self._pace = Pace()  # another path, perhaps
+        self._sent = deque(sent._replace(at=now) for sent in self._sent)
         self._resend = deque(self._sent)
 
     def _window_open(self) -> bool:
@@ -169,14 +180,14 @@ class Outbox:
 
     def _begin_stream(self, wire: Wire, lane: Hashable) -> None:
         self._next_stream += 1
-        pieces = messages.split(wire, self._next_stream)
+        pieces = messages.split(wire, self._next_stream, lambda: self._pace.piece)
         if lane is not None:
             self._lanes.setdefault(lane, deque())
         self._streams.append(_Stream(pieces, wire.size, lane, self._small_added, wire.header[0] == messages.REPLY))
 
     def _ready_stream(self) -> _Stream | None:
         """The stream whose turn it is, if pieces may leave: none overtakes a small operation queued before it."""
-        if self._sent_pieces + LARGEST_FRAME > PIECES_BYTES:
+        if self._sent_pieces + LARGEST_FRAME > PIECES_BYTES or self._sent_pieces >= self._pace.window:
             return None
         turns = itertools.islice(self._streams, STREAMS)
         return next((stream for stream in turns if stream.after <= self._small_left), None)
@@ -204,9 +215,9 @@ class Outbox:
                 return
             self._add_small(wire)
 
-    def _send(self, wires: list[Wire], pieces: bool) -> tuple[int, list[Wire]]:
+    def _send(self, wires: list[Wire], pieces: bool, now: float) -> tuple[int, list[Wire]]:
         self._number += 1
-        sent = _Sent(self._number, wires, sum(wire.size for wire in wires), pieces)
+        sent = _Sent(self._number, wires, sum(wire.size for wire in wires), pieces, now)
         self._sent.append(sent)
         self._sent_bytes += sent.size
         self._sent_pieces += sent.size if pieces else 0

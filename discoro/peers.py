@@ -280,7 +280,7 @@ class Peers:
                 for operation in link.data(connection, frame, size, now):
                     self._hand_up(link, operation)
             case messages.Ack(session, received):
-                link.acknowledged(connection, session, received)
+                link.acknowledged(connection, session, received, now)
             case messages.Welcome(mac, greeting):
                 link.welcome(connection, self._verified(mac, greeting), now)
             case messages.RefusedFrame(_, code, text):

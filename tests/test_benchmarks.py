@@ -1,4 +1,4 @@
-"""The benchmark of messages runs, with a few messages where it sends thousands: its figures are complete, not exact."""
+"""Benchmarks run, with a few messages where they send thousands: their figures are complete, not exact."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from types import ModuleType
 
 import pytest
 
-PROGRAM = Path(__file__).resolve().parent.parent / "benchmarks" / "messages.py"
+PROGRAMS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """benchmarks/messages.py, imported and not run."""
+    return imported("messages", monkeypatch)
+
+
+def imported(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", list(sys.path))  # it adds to it
-    spec = importlib.util.spec_from_file_location("benchmark_of_messages", PROGRAM)
+    spec = importlib.util.spec_from_file_location(f"benchmark_of_{name}", PROGRAMS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -54,3 +58,17 @@ def test_the_status_says_whether_the_promise_is_kept(
     assert program.main() == status
     assert asked == [(program.LOADS, 5, Path("figures.json"))]
     assert ("UNDER" in capsys.readouterr().out) == (status == 1)
+
+
+def test_questions_behind_large_messages_are_measured_with_both_windows(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = imported("behind_bulk", monkeypatch)
+    program.measure([program.WAYS[0]._replace(size=8 * program.MIB, message=4 * program.MIB, alone=10)], 1)
+    printed, errors = capfd.readouterr()
+    assert errors == ""
+    lines = [line.split() for line in printed.splitlines()[2:]]
+    assert [line[:2] for line in lines] == [["loopback", "adaptive"], ["loopback", "fixed"]]
+    for line in lines:
+        alone, beside, rate = float(line[2]), float(line[4]), float(line[6])
+        assert 0 < alone and 0 < beside and 0 < rate

@@ -709,7 +709,7 @@ def test_frames_of_another_connection_or_session_do_not_count(connection: int, s
     link.send(message("a"))
     link.actions(NOW)
     assert link.data(connection, data(1, message("x"), received=1, session=session), 10, NOW) == []
-    link.acknowledged(connection, session, 1)
+    link.acknowledged(connection, session, 1, NOW)
     assert link.outbox.unacknowledged == 1 and link.next_deadline() is None
 
 
@@ -722,7 +722,7 @@ def test_acknowledging_what_was_never_sent_breaks_the_protocol(how: str) -> None
         if how == "data":
             link.data(1, data(1, message("x"), received=2), 10, NOW)
         else:
-            link.acknowledged(1, OURS, 2)
+            link.acknowledged(1, OURS, 2, NOW)
 
 
 def test_pieces_that_fit_no_operation_break_the_protocol() -> None:

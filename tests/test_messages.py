@@ -50,11 +50,16 @@ def data(*operations: Any, parts: Sequence[Part] = (), number: int = 1) -> list[
     return [raw(4, 1, number, 0, list(operations)), *parts, *seal]
 
 
+def largest() -> int:
+    """Bytes of each piece."""
+    return messages.PIECE_SIZE
+
+
 def there_and_back(operation: Operation) -> Operation:
     """Through frames, in pieces where it is large; every frame is held against its limit."""
     wire = messages.to_wire(operation)
     assembler, whole = Assembler(), None
-    for sent in messages.split(wire, 1) if wire.size > messages.PIECE_SIZE else [wire]:
+    for sent in messages.split(wire, 1, largest) if wire.size > messages.PIECE_SIZE else [wire]:
         assert whole is None, "more after the last piece"
         frame = messages.encode_data(1, 1, 0, [sent])
         assert sum(memoryview(part).nbytes for part in frame) <= sent.size + 32, "weighed too light"
@@ -406,7 +411,7 @@ def test_what_was_assembled_is_writable() -> None:
 
 def test_the_pieces_of_several_operations_may_alternate() -> None:
     operations = [Message(coro, (bytes([coro]) * (300_000 * coro),)) for coro in range(1, 4)]
-    streams = [messages.split(messages.to_wire(operation), operation.coro) for operation in operations]
+    streams = [messages.split(messages.to_wire(operation), operation.coro, largest) for operation in operations]
     assembler, whole = Assembler(), []
     while streams:
         stream = streams.pop(0)

@@ -16,7 +16,13 @@ from tests.test_link import NOW, OURS, frames, from_peer, large, message, new_li
 
 
 def taken(outbox: Outbox) -> list[tuple[int, list[messages.Wire]]]:
-    return list(outbox.frames())
+    return list(outbox.frames(NOW))
+
+
+def fast(outbox: Outbox) -> Outbox:
+    """As where much has gone fast: the window of pieces is as large as it may be, and so are they."""
+    outbox._pace.window, outbox._pace.piece = rules.PIECES_BYTES, messages.PIECE_SIZE
+    return outbox
 
 
 def test_no_more_than_the_window_is_unacknowledged() -> None:
@@ -25,7 +31,7 @@ def test_no_more_than_the_window_is_unacknowledged() -> None:
         link.send(message("x"))
         link.actions(NOW)
     assert link.outbox.unacknowledged == 2 * rules.WINDOW_FRAMES
-    link.acknowledged(1, OURS, rules.WINDOW_FRAMES - 1)
+    link.acknowledged(1, OURS, rules.WINDOW_FRAMES - 1, NOW)
     assert [frame.number for frame in frames(link.actions(NOW))] == [rules.WINDOW_FRAMES + 1], "the rest shares one"
 
 
@@ -42,6 +48,7 @@ def test_no_more_than_the_window_is_unacknowledged() -> None:
 )
 def test_the_windows_in_bytes_are_never_exceeded(operations: list[Operation], window: int) -> None:
     link = opened()
+    fast(link.outbox)
     for operation in operations:
         link.send(operation)
     in_flight: list[int] = []
@@ -53,7 +60,7 @@ def test_the_windows_in_bytes_are_never_exceeded(operations: list[Operation], wi
         arrived = len(in_flight) // 2
         acknowledged += arrived
         del in_flight[:arrived]
-        link.acknowledged(1, OURS, acknowledged)
+        link.acknowledged(1, OURS, acknowledged, NOW)
 
 
 def test_a_piece_behind_a_small_operation_waits_where_the_window_has_room_for_one_frame() -> None:
@@ -75,11 +82,11 @@ def test_pieces_leave_room_in_the_window_for_small_operations() -> None:
 
 
 def test_small_operations_pass_between_pieces_and_large_ones_alternate() -> None:
-    outbox = Outbox()
+    outbox = fast(Outbox())
     for coro in (1, 2):
         outbox.add(messages.to_wire(large(3 * messages.PIECE_SIZE, coro)), None)
     order = []
-    frame = outbox.frames()
+    frame = outbox.frames(NOW)
     for _ in range(3):
         order.append(next(frame)[1])
     outbox.add(messages.to_wire(message("small")), None)
@@ -102,12 +109,12 @@ def test_no_more_large_operations_are_begun_than_the_receiver_assembles() -> Non
                 whole.append(operation)
                 begun.remove(piece.stream)
             assert len(begun) <= rules.STREAMS
-            outbox.acknowledge(number)
+            outbox.acknowledge(number, NOW)
     assert sorted(operation.coro for operation in whole if isinstance(operation, Message)) == list(range(3 * rules.STREAMS))
 
 
 def test_a_large_operation_overtakes_nothing_that_was_queued_before_it() -> None:
-    outbox = Outbox()
+    outbox = fast(Outbox())
     for number in range(3 * messages.BATCH_OPERATIONS):
         outbox.add(messages.to_wire(message(str(number))), "a")
     outbox.add(messages.to_wire(large(300_000)), "a")
@@ -144,9 +151,10 @@ def test_has_room_until_the_queue_is_full_and_again_when_it_drains() -> None:
     link.send(large(messages.MIB))
     assert not link.has_room()
     link.hello(1, from_peer(resume=0), NOW)
+    fast(link.outbox)
     link.actions(NOW)
     assert not link.has_room(), "an operation waits until its last piece has left"
-    link.acknowledged(1, OURS, 10)
+    link.acknowledged(1, OURS, 10, NOW)
     link.actions(NOW)
     assert link.has_room()
     outbox, small = Outbox(), messages.to_wire(message("x"))
@@ -192,7 +200,7 @@ def test_every_kind_of_operation_arrives_as_it_was_sent() -> None:
 def test_answers_are_counted_while_they_wait_small_and_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other operations are not; what was sent is not any more, whether it was acknowledged or not."""
     monkeypatch.setattr(rules, "OWED_REPLIES", 3)
-    outbox = Outbox()
+    outbox = fast(Outbox())
     operations = [Reply(1, True, 0), Message(1, [b"m"]), Reply(2, True, 0, [bytes(messages.MIB)]), Exit(1, "normal", "", ())]
     for operation in operations:
         outbox.add(messages.to_wire(operation), None)
@@ -204,7 +212,7 @@ def test_answers_are_counted_while_they_wait_small_and_large(monkeypatch: pytest
 
 
 def test_pieces_of_blobs_wait_where_a_peer_takes_none() -> None:
-    outbox = Outbox()
+    outbox = fast(Outbox())
     for number in range(40):
         if not outbox.takes_pieces():
             break
@@ -213,6 +221,6 @@ def test_pieces_of_blobs_wait_where_a_peer_takes_none() -> None:
     taken(outbox)
     assert not outbox.takes_pieces(), "what has left in part still waits"
     for _ in range(10):
-        outbox.acknowledge(outbox._number)
+        outbox.acknowledge(outbox._number, NOW)
         taken(outbox)
     assert outbox.takes_pieces()

@@ -212,8 +212,8 @@ def nothing(*_: Any, **__: Any) -> None:
     return None
 
 
-def resumes_without_resending(original: Any, box: Any, received: int) -> None:
-    box.acknowledge(received)
+def resumes_without_resending(original: Any, box: Any, received: int, now: float) -> None:
+    box.acknowledge(received, now)
 
 
 def notifies_twice(original: Any, coro: Any, *what: Any) -> None:

@@ -373,7 +373,7 @@ class Process:
             case messages.Data():
                 self.arrived[link] += link.data(connection, frame, size, now)
             case messages.Ack(session, received):
-                link.acknowledged(connection, session, received)
+                link.acknowledged(connection, session, received, now)
             case messages.Welcome(_, greeting):
                 link.welcome(connection, messages.decode_greeting(greeting), now)
             case messages.RefusedFrame(_, code, text):
