@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 Socket = zmq.Socket[bytes]
 
-QUEUE_FRAMES = 1000  # a backstop: the layer above has 256 under way, and libzmq counts up to 500 that have left already
+QUEUE_FRAMES = 1000  # to be sent, a backstop: the layer above has 256 under way, and libzmq counts up to 500 that have left
+# Unread ones have no limit. At a limit, libzmq (4.3.5) stops reading, and where that connection then breaks, it ends the whole
+# process at the next heartbeat (stream_engine_base.cpp, `!_io_error`): whoever may send could do so while Python is busy. It
+# would save little memory: libzmq counts frames, and a frame may have any number of parts, from somebody who means no good.
+# From others no more comes than their windows hold; and once Python reads, the limits of the layers above count again.
+UNREAD_FRAMES = 0
 HEARTBEAT_MS = 1000  # half of it drops connections that lose 20 % of their packets
 HEARTBEAT_LIMIT_MS = 3000  # an unplugged cable is noticed 3 to 4 s later
 HANDSHAKE_MS = 3000  # after it a stranger who says nothing loses his place (libzmq's own: 30 s)
@@ -90,7 +95,8 @@ def new_socket(context: zmq.Context[Socket], kind: int) -> Socket:
     """A socket with the options that ROUTER and DEALER share; not yet secured."""
     made = context.socket(kind)
     made.linger = 0
-    made.sndhwm = made.rcvhwm = QUEUE_FRAMES
+    made.sndhwm = QUEUE_FRAMES
+    made.rcvhwm = UNREAD_FRAMES
     made.maxmsgsize = FRAME_BYTES
     made.heartbeat_ivl = HEARTBEAT_MS
     made.heartbeat_timeout = made.heartbeat_ttl = HEARTBEAT_LIMIT_MS
