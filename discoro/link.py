@@ -26,6 +26,8 @@ from discoro.outbox import WINDOW_FRAMES, Outbox
 ACK_DELAY = 0.02  # seconds an acknowledgement may wait for a frame to travel with
 ACK_FRAMES = WINDOW_FRAMES // 4  # received frames after which it does not wait
 ACK_BYTES = 1 * messages.MIB  # and received bytes
+QUESTION_AFTER = 5.0  # seconds without an acknowledgement until a frame with nothing in it asks for one; then ever longer
+QUESTION_MOST = 60.0  # as some coroutine may compute for an hour, and its loop reads nothing meanwhile
 GREETING_TIMEOUT = 3.0  # seconds for a welcome; as long as libzmq's own handshake may take
 REDIAL_FIRST, REDIAL_MOST = 0.05, 2.0  # seconds between dials; doubled each time; at once after a connection of use
 REFUSED_GRACE = 3.0  # seconds until an address that refuses, where the peer was never met, counts as its end
@@ -156,6 +158,8 @@ class Link:
         self._broken_at, self._broken_because = now, ""
         self._received = 0
         self._ack_at: float | None = None
+        self._question_at: float | None = None  # to be looked at again then: something may have been acknowledged meanwhile
+        self._question_delay = QUESTION_AFTER
         self._unacknowledged = 0  # received frames not yet acknowledged
         self._unacknowledged_bytes = 0
         self._assembler = messages.Assembler()
@@ -223,13 +227,15 @@ class Link:
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` wants to be called, if nothing happens before."""
-        deadlines = [self._greeting_until, self._ack_at, self._give_up, self._redial_at, self._introduce_at]
+        deadlines = [self._greeting_until, self._ack_at, self._give_up, self._redial_at, self._introduce_at, self._question_at]
         return min((d for d in deadlines if d is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
-        """What time decides: a greeting without an answer, a peer out of reach for too long."""
+        """What time decides: a greeting without an answer, silence after what was sent, a peer out of reach for too long."""
         if self._greeting_until is not None and self._greeting_until <= now and self._greeter is not None:
             self._cut(self._greeter, now, f"no answer to the greeting in {GREETING_TIMEOUT:g} s")
+        if self._question_at is not None and self._question_at <= now:
+            self._question(now)
         if self._give_up is not None and self._give_up <= now:
             waited = f"unreachable for {now - self._broken_at:.3g} s"
             because = f" ({self._broken_because})" if self._broken_because else ""
@@ -439,6 +445,7 @@ class Link:
         self._broken_at, self._broken_because = now, why
         self._give_up = now + self._peer_timeout
         self._ack_done()
+        self._question_at, self._question_delay = None, QUESTION_AFTER
         self._redial_later(now)
         self._move(State.IDLE)
 
@@ -466,7 +473,7 @@ class Link:
         """
         if connection != self.connection or frame.session != self.session:
             return []
-        self.outbox.acknowledge(frame.received, now)
+        self._acknowledge(frame.received, now)
         if frame.number > self._received + 1:
             self._cut(connection, now, f"frame {frame.number} came after frame {self._received}")
             return []
@@ -483,7 +490,12 @@ class Link:
 
     def acknowledged(self, connection: int, session: int, received: int, now: float) -> None:
         if connection == self.connection and session == self.session:
-            self.outbox.acknowledge(received, now)
+            self._acknowledge(received, now)
+
+    def _acknowledge(self, received: int, now: float) -> None:
+        self.outbox.acknowledge(received, now)
+        if self._question_delay > QUESTION_AFTER and self.outbox.silent_since in (None, now):  # it was asked, and reads again
+            self._question_at, self._question_delay = now + QUESTION_AFTER, QUESTION_AFTER
 
     def _assemble(self, operation: Operation | Piece) -> Operation | None:
         return self._assembler.add(operation) if isinstance(operation, Piece) else operation
@@ -503,6 +515,21 @@ class Link:
             parts = messages.encode_data(self.peer_session, number, self._received, wires)
             self._actions.append(Send(self.connection, parts))
             self._ack_done()
+            if self._question_at is None:
+                self._question_at = now + QUESTION_AFTER
+
+    def _question(self, now: float) -> None:
+        """Where nothing is acknowledged, the last frame may be missing over there: what follows it shows that."""
+        since = self.outbox.silent_since
+        if since is None or since + QUESTION_AFTER > now:
+            self._question_at = None if since is None else since + QUESTION_AFTER
+            return
+        assert self.connection is not None
+        number, wires = self.outbox.question(now)
+        self._actions.append(Send(self.connection, messages.encode_data(self.peer_session, number, self._received, wires)))
+        self._ack_done()
+        self._question_delay = min(2 * self._question_delay, QUESTION_MOST)
+        self._question_at = now + self._question_delay
 
     def _send_ack(self) -> None:
         if self._unacknowledged:
@@ -531,7 +558,7 @@ class Link:
         if self.connection is not None:
             self._actions.append(Drop(self.connection, flush))
         self._drop_but(self.connection)
-        self.connection = None
+        self.connection = self._question_at = None
         self._ack_done()
         self.lost_because = reason
         self._move(state)

@@ -62,6 +62,7 @@ class Outbox:
         self._sent_bytes, self._sent_pieces = 0, 0
         self._resend: deque[_Sent] = deque()
         self._number = 0
+        self.silent_since: float | None = None  # when something was acknowledged, or the first sent; None: nothing is awaited
         self._pace = Pace()
 
     def __repr__(self) -> str:
@@ -134,12 +135,15 @@ class Outbox:
     def acknowledge(self, received: int, now: float) -> None:
         if received > self._number:
             raise ProtocolError(f"frame {received} acknowledged; {self._number} were sent")
+        if not self._sent or self._sent[0].number > received:
+            return
         pieces, trip = 0, math.inf
         while self._sent and self._sent[0].number <= received:
             sent = self._sent.popleft()
             self._sent_bytes -= sent.size
             if sent.pieces:
                 pieces, trip = pieces + sent.size, now - sent.at
+        self.silent_since = now if self._sent else None
         if pieces:
             self._sent_pieces -= pieces
             self._pace.acknowledged(pieces, trip, self._sent_pieces, now)
@@ -149,7 +153,13 @@ class Outbox:
         self.acknowledge(received, now)
         self._pace = Pace()  # another path, perhaps
         self._sent = deque(sent._replace(at=now) for sent in self._sent)
+        self.silent_since = now if self._sent else None
         self._resend = deque(self._sent)
+
+    def question(self, now: float) -> tuple[int, list[Wire]]:
+        """A frame without operations behind all that was sent: the last one again, where it is such a one."""
+        last = self._sent[-1]
+        return self._send([], False, now) if last.wires else (last.number, [])
 
     def _window_open(self) -> bool:
         return len(self._sent) < WINDOW_FRAMES and self._sent_bytes + LARGEST_FRAME <= WINDOW_BYTES
@@ -218,6 +228,8 @@ class Outbox:
     def _send(self, wires: list[Wire], pieces: bool, now: float) -> tuple[int, list[Wire]]:
         self._number += 1
         sent = _Sent(self._number, wires, sum(wire.size for wire in wires), pieces, now)
+        if not self._sent:
+            self.silent_since = now
         self._sent.append(sent)
         self._sent_bytes += sent.size
         self._sent_pieces += sent.size if pieces else 0

@@ -22,6 +22,7 @@ from discoro import messages, packing
 from discoro.errors import ProtocolError
 from discoro.link import TRANSITIONS, Action, Dial, Drop, Introduce, Link, Send, SendGreeting, State, refusal, worth_dialling
 from discoro.messages import Ack, Bye, Data, Greeting, Message, Operation
+from discoro.outbox import WINDOW_FRAMES
 from tests.support.link_pair import CONNECT_TIMEOUT, Network, Process, greeting, two
 
 PROTOCOL = Path(__file__).resolve().parent.parent / "docs" / "reference" / "protocol.md"
@@ -669,7 +670,7 @@ def test_frames_are_numbered_from_one_and_say_what_was_received() -> None:
         Data(THEIRS, 1, 0, [message("a")]),
         Data(THEIRS, 2, 1, [message("b")]),
     ]
-    assert link.next_deadline() is None, "the frame carried the acknowledgement"
+    assert link.next_deadline() == NOW + rules.QUESTION_AFTER, "the frame carried the acknowledgement"
 
 
 def test_what_waits_in_one_turn_shares_a_frame() -> None:
@@ -710,7 +711,7 @@ def test_frames_of_another_connection_or_session_do_not_count(connection: int, s
     link.actions(NOW)
     assert link.data(connection, data(1, message("x"), received=1, session=session), 10, NOW) == []
     link.acknowledged(connection, session, 1, NOW)
-    assert link.outbox.unacknowledged == 1 and link.next_deadline() is None
+    assert link.outbox.unacknowledged == 1 and link.next_deadline() == NOW + rules.QUESTION_AFTER
 
 
 @pytest.mark.parametrize("how", ["data", "ack"])
@@ -759,6 +760,110 @@ def test_an_acknowledgement_that_is_due_dies_with_its_connection() -> None:
     link.hello(5, from_peer(), NOW + 1)
     (welcome,) = link.actions(NOW + 1)
     assert isinstance(welcome, SendGreeting) and welcome.greeting.received == 1
+
+
+# ------------------------------------------------------------------ silence
+
+
+def questions(link: Link, until: float) -> list[tuple[float, Data]]:
+    """What it sends by itself until then, and when: seconds after NOW."""
+    asked: list[tuple[float, Data]] = []
+    while (deadline := link.next_deadline()) is not None and deadline <= until:
+        link.handle_timer(deadline)
+        asked += [(deadline - NOW, frame) for frame in frames(link.actions(deadline))]
+    return asked
+
+
+def test_where_nothing_is_acknowledged_a_frame_with_nothing_in_it_asks_ever_more_rarely() -> None:
+    link = opened()
+    link.send(message("a"))
+    link.actions(NOW)
+    empty = data(2, session=THEIRS)
+    assert questions(link, NOW + 200) == [(each, empty) for each in (5.0, 15.0, 35.0, 75.0, 135.0, 195.0)]
+    assert link.outbox.unacknowledged == 1, "which is no operation"
+
+
+def test_a_full_window_keeps_no_question_back() -> None:
+    link = opened()
+    for _ in range(WINDOW_FRAMES + 1):
+        link.send(message("x"))
+        link.actions(NOW)
+    assert questions(link, NOW + 5) == [(5.0, data(WINDOW_FRAMES + 1, session=THEIRS))]
+    link.acknowledged(1, OURS, 1, NOW + 6)
+    assert link.actions(NOW + 6) == [], "it counts as one of the window"
+    link.acknowledged(1, OURS, 2, NOW + 6)
+    assert frames(link.actions(NOW + 6)) == [data(WINDOW_FRAMES + 2, message("x"), session=THEIRS)]
+
+
+def test_nothing_is_asked_where_acknowledgements_come_or_nothing_is_awaited() -> None:
+    link = opened()
+    for number in range(1, 4):
+        link.send(message("a"))
+        link.actions(NOW + 4 * number)
+        link.acknowledged(1, OURS, number - 1, NOW + 4 * number)
+        assert questions(link, NOW + 4 * number + 3) == []
+    link.acknowledged(1, OURS, 3, NOW + 13)
+    assert questions(link, NOW + 100) == [] and link.next_deadline() is None
+
+
+def test_after_an_acknowledgement_questions_begin_anew() -> None:
+    link = opened()
+    for _ in range(2):
+        link.send(message("a"))
+        link.actions(NOW)
+    assert [at for at, _ in questions(link, NOW + 20)] == [5.0, 15.0]
+    link.acknowledged(1, OURS, 1, NOW + 20)
+    assert [at for at, _ in questions(link, NOW + 60)] == [25.0, 35.0, 55.0]
+
+
+def test_a_question_ends_with_its_connection_and_is_sent_again_over_the_next() -> None:
+    link = opened()
+    link.send(message("a"))
+    link.actions(NOW)
+    questions(link, NOW + 5)
+    link.ended_connection(1, NOW + 6, "broke")
+    link.hello(5, from_peer(), NOW + 7)
+    welcome, *again = link.actions(NOW + 7)
+    assert isinstance(welcome, SendGreeting)
+    assert frames(again, 5) == [data(1, message("a"), session=THEIRS), data(2, session=THEIRS)]
+    assert link.next_deadline() == NOW + 7 + rules.QUESTION_AFTER
+
+
+@pytest.mark.parametrize("busy", [0, 1, 5])
+def test_a_question_is_acknowledged_however_often_it_came(busy: int) -> None:
+    link = opened()
+    assert texts(link.data(1, data(1, message("a")), 10, NOW)) == ["a"]
+    for _ in range(1 + busy):
+        assert link.data(1, data(2), 10, NOW) == []
+    assert frames(link.actions(NOW + rules.ACK_DELAY)) == [Ack(THEIRS, 2)]
+
+
+@pytest.mark.parametrize("lost", ["the message", "the message and a question", "the acknowledgement"])
+def test_the_last_frame_of_an_idle_link_is_missed_though_nothing_else_follows(lost: str) -> None:
+    """Somebody in between leaves it out, and the connection lives on."""
+    network, low, high = two()
+    link = low.link(high)
+    network.run(1)
+    connection = link.connection
+    assert connection is not None
+
+    def leave_out(who: Process) -> None:
+        over, end = next(each for each in who.connections.values() if each[0].joins(low, high))
+        over._pending[end].pop()
+
+    low.post(link, message("last"))
+    if lost != "the acknowledgement":
+        leave_out(low)
+    network.run(rules.ACK_DELAY + 0.0015)
+    if lost == "the acknowledgement":
+        leave_out(high)
+    if lost == "the message and a question":
+        network.run(rules.QUESTION_AFTER - rules.ACK_DELAY - 0.0010)
+        leave_out(low)
+    network.run(2 * rules.QUESTION_AFTER + 1)
+    assert texts(high.arrived[high.link(low)]) == ["last"]
+    assert link.outbox.is_empty() and link.state is State.OPEN
+    assert (link.connection == connection) is (lost == "the acknowledgement"), "what is missing costs a connection"
 
 
 # ------------------------------------------------------------------ resumption

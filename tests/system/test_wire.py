@@ -450,3 +450,49 @@ def test_a_whole_session_sent_again_is_nobodys(tmp_path: Path) -> None:
         honest = [tap for tap in tapped.taps if tap.target == node.address and len(tap.units[Way.UP]) > GREETED]
         print(f"{len(answers)} replays, {len(honest)} honest connections")
         assert 0 < node.output.count(" accepted") <= len(honest)
+
+
+# ------------------------------------------------------------------ the last frame of an idle link
+
+LAST = """
+import asyncio
+
+async def two(coro=None):
+    await coro.receive(60)
+    return await coro.receive(60)
+
+async def client(coro=None):
+    server = await coro.locate("discoro_server")
+    computation = discoro.Computation(two)
+    await computation.setup(server)
+    remote = await computation.run(server)
+    await remote.deliver("first")
+    say("worker", remote.addresses[0])
+    await asyncio.to_thread(told)
+    remote.send(bytes(1000))
+    say("value", len(await remote.result()))
+    await computation.close(server)
+
+discoro.run(client, mdns=False, ip_addr=["127.0.0.1"], peers=[NODE])
+"""
+
+
+def test_the_last_frame_of_an_idle_link_is_missed_when_it_is_left_out(tmp_path: Path) -> None:
+    """Nothing follows it of its own accord. It holds more than 1,000 bytes; nothing else that is sent then does."""
+    left_out: list[Tap] = []
+
+    def without_the_message(tap: Tap, way: Way, index: int, unit: bytes) -> list[bytes]:
+        if tap.target == worker and way is Way.UP and len(unit) > 1000 and not left_out:
+            left_out.append(tap)
+            return []
+        return [unit]
+
+    with TappedProxy(tmp_path) as tapped, Machines(tmp_path) as machines:
+        node = machines.node("ada", "-c", "1", **tapped.environment)
+        client = machines.program("client", f"NODE = {node.address!r}\n{LAST}", **tapped.environment)
+        worker = client.next("worker", 30)
+        tapped.alter = without_the_message
+        client.tell("go on")
+        assert client.next("value", 30) == 1000
+        assert len(left_out) == 1 and left_out[0].ended
+        client.succeed(20)
