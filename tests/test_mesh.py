@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from discoro import mailbox, payload
+from discoro import holding, mailbox, payload
 from discoro.coro import Coro
 from discoro.errors import (
     ConfigError,
@@ -46,6 +46,17 @@ def collects(count: int, coro: Any = None) -> Any:
     for _ in range(count):
         got.append((yield coro.receive()))
     return got
+
+
+async def echoes(coro: Any = None) -> None:
+    while True:
+        coro.reply(await coro.receive())
+
+
+async def sends(to: CoroRef, count: int) -> str:
+    for number in range(count):
+        await to.deliver(number)
+    return "sent"
 
 
 def answers(value: Any) -> Any:
@@ -165,6 +176,64 @@ def test_a_full_mailbox_holds_its_own_senders_and_nobody_else() -> None:
             assert limit < sent <= 3 * limit
             assert await full.result_here() == sent + 1
             assert not len(a.sending.holding) and not len(b.sending.holding)
+
+    simulate(test)
+
+
+def test_beside_one_that_never_receives_all_else_goes_on_and_no_more_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages both ways, small and large, questions, results and notices; acknowledgements; and the end of both processes."""
+    for module, kind in ((mailbox, "MAILBOX"), (holding, "HELD")):
+        monkeypatch.setattr(module, f"{kind}_MESSAGES", 20)
+        monkeypatch.setattr(module, f"{kind}_BYTES", 1 << 20)
+
+    async def test(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            deaf, echo = start(b, waits), start(b, echoes)
+            taken: list[Coro] = []
+
+            async def floods(size: int, coro: Any = None) -> None:
+                while True:
+                    try:
+                        deaf.ref.send(bytes(size))
+                    except Overloaded:
+                        assert await echo.ref.ask("still there?", timeout=1) == "still there?"
+                        taken.append(coro)
+                        await deaf.ref.deliver(bytes(size))
+                    await asyncio.sleep(0.001)
+
+            flooding = [start(a, floods, size) for size in (10, 1_000, 300_000)] + [start(b, floods, 10)]
+            await until(lambda: len(taken) == len(flooding))
+            link = a._peers.get(b.me.birth)
+            assert link is not None
+            await until(link.outbox.is_empty)  # acknowledged means: in the mailbox
+
+            def kept() -> tuple[int, int, int, int]:
+                queue = a.sending.holding._queues[deaf.ref.birth, deaf.ref.id]
+                return len(deaf.mailbox), deaf.mailbox._size, len(queue.waiting), queue.size
+
+            before = kept()
+            assert before[0] < 20 + 100 and before[1] < (1 << 20) + 20 * 300_000, "full, and what was under way by then"
+            assert before[2] <= 20 and before[3] < (1 << 20) + 300_000
+
+            async def neighbours(coro: Any = None) -> None:
+                gets, back = start(b, collects, 301), start(a, collects, 100)
+                for number in range(300):
+                    gets.ref.send(number)
+                    assert await echo.ref.ask(number, timeout=1) == number
+                assert await gets.ref.deliver(bytes(3 << 20), timeout=1) == 1
+                assert [each for each in await gets.ref.result(timeout=1) if isinstance(each, int)] == [*range(300)]
+                assert await start(b, sends, back.ref, 100).ref.result(timeout=5) == "sent"
+                assert await back.result_here() == [*range(100)]
+                await coro.monitor(start(b, answers, 7).ref)
+                assert (await coro.receive(timeout=1)).value == 7
+                with pytest.raises(ValueError, match="bad"):
+                    await start(b, fails).ref.result(timeout=1)
+
+            await a.run(neighbours)
+            assert kept() == before and len(taken) == len(flooding)
+            closing = loop.time()
+        assert loop.time() - closing < 3
 
     simulate(test)
 
