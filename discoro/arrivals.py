@@ -45,8 +45,13 @@ class Arrival(NamedTuple):
         return self.ends[1][0] if self.ends else "an address that was gone at once"
 
     @property
+    def here(self) -> str | None:
+        """The address of ours where it came in; None for one that was gone at once."""
+        return self.ends[0][0] if self.ends else None
+
+    @property
     def port(self) -> int | None:
-        """Where it came in; None for one that was gone at once."""
+        """The port of ours where it came in; None for one that was gone at once."""
         return self.ends[0][1] if self.ends else None
 
 

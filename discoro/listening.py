@@ -15,7 +15,7 @@ import errno
 import itertools
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import zmq
@@ -80,6 +80,11 @@ class Inbound:
         """The port of ours that it came in at; None where that was not told."""
         return self.arrival.port if self.arrival is not None else None
 
+    @property
+    def host(self) -> str | None:
+        """The address of ours that it came in at; None where that was not told."""
+        return self.arrival.here if self.arrival is not None else None
+
     def send(self, parts: Sequence[Part]) -> bool:
         return not self.deaf and self._listener.write(self, parts)
 
@@ -104,46 +109,46 @@ class Inbound:
 class Door:
     """One port on every address where this process listens."""
 
-    def __init__(self, listening: Sequence[socket.socket], security: Security) -> None:
+    def __init__(self, listening: Mapping[str, socket.socket], security: Security) -> None:
         self.security = security  # who is let in
         # as plain numbers: in a forked child all copies of our sockets are closed, and no object may close them again
-        self.port: int = listening[0].getsockname()[1]
-        self.descriptors = [each.detach() for each in listening]
-        self.endpoints: list[str] = []
+        self.port: int = next(iter(listening.values())).getsockname()[1]
+        self.descriptors = {host: each.detach() for host, each in listening.items()}
+        self.endpoints: dict[str, str] = {}  # by host: what libzmq calls its copy
 
-    def copies(self) -> list[int]:
-        """A copy of each of its sockets. OSError, and none is left, where there are no descriptors."""
-        made: list[int] = []
+    def copies(self) -> dict[str, int]:
+        """A copy of each of its sockets, by host. OSError, and none is left, where there are no descriptors."""
+        made: dict[str, int] = {}
         try:
-            for descriptor in self.descriptors:
-                made.append(os.dup(descriptor))
+            for host, descriptor in self.descriptors.items():
+                made[host] = os.dup(descriptor)
         except OSError:
-            for copy in made:
+            for copy in made.values():
                 os.close(copy)
             raise
         return made
 
     def close(self) -> None:
-        for descriptor in self.descriptors:
+        for descriptor in self.descriptors.values():
             os.close(descriptor)
-        self.descriptors = []
+        self.descriptors = {}
 
 
-def _listening(hosts: Sequence[str], port: int) -> list[socket.socket] | None:
+def _listening(hosts: Sequence[str], port: int) -> dict[str, socket.socket] | None:
     """A TCP socket that listens on each host, all at one port (0: any free one); None where it is taken on one of them.
 
     ConfigError for a host or port that cannot be listened on.
     """
-    made: list[socket.socket] = []
+    made: dict[str, socket.socket] = {}
     try:
         for host in hosts:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             where = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4]
-            made.append(socket.create_server(where, family=family, backlog=BACKLOG))
-            made[-1].setblocking(False)  # else libzmq's thread waits where somebody connects and is gone at once
-            port = made[0].getsockname()[1]
+            made[host] = socket.create_server(where, family=family, backlog=BACKLOG)
+            made[host].setblocking(False)  # else libzmq's thread waits where somebody connects and is gone at once
+            port = made[host].getsockname()[1]
     except OSError as error:
-        for each in made:
+        for each in made.values():
             each.close()
         if error.errno == errno.EADDRINUSE:
             return None
@@ -219,23 +224,53 @@ class Listener:
         self._arrivals.key_changed()
         door = self._doors[number]
         copies = door.copies()  # before anything ends: this is what can fail
-        for endpoint in door.endpoints:
+        for endpoint in door.endpoints.values():
             self._socket.unbind(endpoint)
         door.security = security
         self._open(door, copies)
-        for inbound in list(self._by_id.values()):  # the monitor does not tell of connections that we end ourselves
+        self._end_all(lambda inbound: inbound.port == door.port, "a key was changed")
+
+    def _end_all(self, which: Callable[[Inbound], bool], why: str) -> None:
+        """End the connections that came in where libzmq was told to accept no more: its monitor tells nothing of those."""
+        for inbound in list(self._by_id.values()):
             if inbound.lost or inbound.deaf:
                 continue
-            if inbound.port == door.port:
+            if inbound.port is None:  # where it came in is not told yet
+                self._expel(inbound, why)
+            elif which(inbound):
                 inbound.deaf = True  # libzmq would still hand up what it has of them
                 self._lose(inbound)
-            elif inbound.port is None:  # where it came in is not told yet
-                self._expel(inbound, "a key was changed")
 
-    def _open(self, door: Door, copies: Sequence[int]) -> None:
+    def add_host(self, host: str) -> None:
+        """Let others in at this address too, at every door's port. PortTaken, ConfigError, OSError as `open_door`; what could
+        be done before that is done: to be called again.
+        """
+        for door in self._doors:
+            if host in door.descriptors:
+                continue
+            listening = _listening([host], door.port)
+            if listening is None:
+                raise PortTaken(f"port {door.port} is taken on {host}: nobody comes in there until it is free")
+            door.descriptors[host] = listening[host].detach()
+            try:
+                self._open(door, {host: os.dup(door.descriptors[host])})
+            except BaseException:  # whatever it is, the port does not stay taken
+                os.close(door.descriptors.pop(host))
+                raise
+
+    def leave_host(self, host: str) -> None:
+        """Nobody is let in at this address any more; who came in there is cut off."""
+        for door in self._doors:
+            descriptor = door.descriptors.pop(host, None)
+            if descriptor is not None:
+                os.close(descriptor)
+                self._socket.unbind(door.endpoints.pop(host))
+        self._end_all(lambda inbound: inbound.host == host, f"{host} is no address of this machine any more")
+
+    def _open(self, door: Door, copies: Mapping[str, int]) -> None:
         """Have libzmq accept at these copies of its sockets who has its key."""
         door.security.secure_server(self._socket)
-        door.endpoints = [self._bind(copy) for copy in copies]
+        door.endpoints |= {host: self._bind(copy) for host, copy in copies.items()}
 
     def _bind(self, descriptor: int) -> str:
         """Have libzmq accept at that socket, which is its own from now on; the endpoint."""
@@ -252,6 +287,10 @@ class Listener:
     def keys(self) -> list[Security]:
         """The key of each door, by its number."""
         return [door.security for door in self._doors]
+
+    def addresses(self, hosts: Sequence[str]) -> list[str]:
+        """Where others come in, of these hosts: at the first door, then at the second."""
+        return [address_of(host, door.port) for door in self._doors for host in hosts if host in door.descriptors]
 
     def close(self, linger: int) -> None:
         self._frames.stop()

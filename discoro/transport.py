@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("discoro.transport")
 
+GONE_KEPT = 8  # addresses that this machine had and that are listened on further: the networks of some days, for a laptop
+
 
 class Transport:
     """The sockets of one process, or one of several such sets in it. Made inside a running event loop."""
@@ -47,7 +49,9 @@ class Transport:
         self._listener: Listener | None = None
         self._numbers = itertools.count(1)
         self._hosts: list[str] = []
-        self._addresses: list[str] = []
+        self._gone: list[str] = []  # addresses that this machine had, the latest last; listened on further
+        self._deaf: set[str] = set()  # addresses that it has, and that could not be listened on so far
+        self._ports: set[int] = set()  # of all doors
         self._terminated = asyncio.Event()
         self._terminator: threading.Thread | None = None
         _transports.add(self)
@@ -71,9 +75,47 @@ class Transport:
             listener.close(linger=0)
             raise
         self._listener, self._hosts = listener, hosts
-        self._addresses = [address_of(host, port) for host in hosts]
+        self._ports.add(port)
         log.debug("= listening on %s", ", ".join(self._addresses))
         return list(self._addresses)
+
+    def move(self, hosts: Sequence[str]) -> list[str]:
+        """Listen on these `hosts` from now on, at the same ports; to be called again where some cannot be had yet, which the
+        log says once. Returns the addresses of those that can. After `listen` only.
+
+        An address that is gone is listened on further, as it may come back, and whoever is refused there would take this
+        process for dead; only the latest GONE_KEPT of them are kept.
+        """
+        self._refuse_when_closed()
+        assert self._listener is not None
+        hosts = [_checked_host(host) for host in dict.fromkeys(hosts)]
+        self._gone = [host for host in dict.fromkeys([*self._gone, *self._hosts]) if host not in hosts]
+        while len(self._gone) > GONE_KEPT:
+            self._listener.leave_host(self._gone.pop(0))
+        self._hosts = hosts
+        for host in hosts:
+            self._add_host(self._listener, host)
+        self._deaf &= set(hosts)
+        log.debug("= listening on %s", ", ".join(self._addresses))
+        return list(self._addresses)
+
+    def _add_host(self, listener: Listener, host: str) -> None:
+        try:
+            listener.add_host(host)
+            self._deaf.discard(host)
+        except (ConfigError, OSError) as error:
+            level = logging.DEBUG if host in self._deaf else logging.WARNING
+            self._deaf.add(host)
+            log.log(level, "! others cannot come in at %s yet: %s", host, error)
+
+    @property
+    def all_open(self) -> bool:
+        """Whether every host that is to be listened on is."""
+        return not self._deaf
+
+    @property
+    def _addresses(self) -> list[str]:
+        return self._listener.addresses(self._hosts) if self._listener is not None else []
 
     def use(self, security: Security, ports: range | None = None) -> list[str]:
         """Change the key: `security` is what counts from now on, and what follows it gets a door of its own, at one of
@@ -96,10 +138,10 @@ class Transport:
                 listener.change_key(number, key)
         if security.following is None or len(listener.keys) > 1:
             return []
-        port = listener.open_door(self._hosts, ports, security.following)
-        opened = [address_of(host, port) for host in self._hosts]
-        self._addresses += opened
-        return opened
+        hosts = [host for host in self._hosts if host not in self._deaf]
+        port = listener.open_door(hosts, ports, security.following)
+        self._ports.add(port)
+        return [address_of(host, port) for host in hosts]
 
     @property
     def keys(self) -> list[Security]:
@@ -207,13 +249,12 @@ class Transport:
         the process has are looked at.
         """
         dialled = {line.target for line in self._lines.values() if isinstance(line, Outbound)}
-        ports = {int(address.rpartition(":")[2]) for address in self._addresses}
         for name in os.listdir("/dev/fd"):
             try:
                 copy = socket.socket(fileno=int(name))
             except OSError:  # not a socket, or the descriptor of this very listing
                 continue
-            if _is_ours(copy, ports, dialled):
+            if _is_ours(copy, self._ports, dialled):
                 copy.close()
             else:
                 copy.detach()

@@ -304,6 +304,18 @@ class MemoryTransport:
         self._addresses = self._network.bind(self, hosts, ports)
         return list(self._addresses)
 
+    @property
+    def all_open(self) -> bool:
+        return True
+
+    def move(self, hosts: Sequence[str]) -> list[str]:
+        port = int(self._addresses[0].rpartition(":")[2])
+        wanted = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in dict.fromkeys(hosts)]
+        free = [each for each in wanted if self._network.listening.get(each, self) is self]
+        self._network.listening.update(dict.fromkeys(free, self))
+        self._addresses = free
+        return list(free)
+
     def dial(self, address: str) -> int:
         if self._closed:
             raise RuntimeError(f"{self!r} is closed")
