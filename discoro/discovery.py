@@ -5,9 +5,9 @@ anything by mDNS. So it only tells that somebody may be at some addresses: who i
 is gone, the link finds out. A goodbye changes the report and nothing else; an advert that breaks a rule is
 counted, reported and ignored.
 
-How the parts play together: `Discovery` browses, advertises, looks at the interfaces again and says goodbye. What
-an advert may be, and what was heard so far, are values of `adverts`; which addresses it goes over, `interfaces`
-chooses. `_Others` listens to all other mDNS traffic, which tells a silent network from one without nodes.
+How the parts play together: `Discovery` browses, advertises, follows the interfaces that it is told of, and says
+goodbye. What an advert may be, and what was heard so far, are values of `adverts`; which addresses it goes over,
+`interfaces` chooses. `_Others` listens to all other mDNS traffic, which tells a silent network from one without nodes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from discoro.adverts import SERVICE, Advert, Heard, advert_from, dialable, hosts_of, instance_of, shown, to_txt
 from discoro.errors import ProtocolError
-from discoro.interfaces import Interfaces, look_again, system_addresses
+from discoro.interfaces import Interfaces, plugged_in_again
 
 _log = logging.getLogger("discoro.discovery")
 
@@ -46,21 +46,42 @@ RESOLVING_LIMIT = 64
 RESOLVE_TIME = 3.0
 """Seconds to wait for the details of an advert; real nodes send them along with it."""
 
-RESCAN_TIME = 5.0
-"""Seconds between two looks at the interfaces: a look costs about 1 ms, and nobody waits long for a cable."""
+RETRY_TIME = 5.0
+"""Seconds until mDNS is tried again where it did not work, and between two looks whether to announce."""
+
+ANNOUNCE_FIRST = 5.0
+"""Seconds between announcements at first: who starts, or is plugged in, often does so a moment before its network works."""
+
+FIRST = 30.0
+"""Seconds that this is so, from the start or from the last change of interfaces."""
 
 ANNOUNCE_EARLY = 20.0
 """Seconds between announcements while young. A browser asks only four times by itself: without announcements,
 one that was cut off then would never hear of this node."""
 
+YOUNG = 120.0
+"""Seconds that an advertising node counts as young, from the start or from the last change of interfaces."""
+
 ANNOUNCE_LATE = 60.0
 """Seconds between announcements later on."""
 
-YOUNG = 120.0
-"""Seconds that an advertising node counts as young."""
-
 REFRESH_PAUSE = 1.0
 """Seconds within which `refresh` does not ask again (RFC 6762 section 5.2: a second between two queries)."""
+
+class _NetworkGone(logging.Filter):
+    """zeroconf tells of each interface that is gone as it sends, with a traceback: of no use to anybody, since networks come
+    and go, and `heard()` says how things are.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if not isinstance(error, OSError):
+            return True
+        _log.debug("! mDNS: %s", error)
+        return False
+
+
+logging.getLogger("zeroconf").addFilter(_NetworkGone())
 
 NO_INTERFACE = "no usable network interface: until there is one, mDNS finds nobody"
 
@@ -76,15 +97,19 @@ class Discovery:
     def __init__(self, found: Callable[[Advert], None], interfaces: Interfaces) -> None:
         self._found = found
         self._interfaces = interfaces
+        self._over = interfaces  # what zeroconf works with, where it does
         self._heard = Heard()
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
         self._service: AsyncServiceInfo | None = None
+        self._registered: AsyncZeroconf | None = None  # where it is
         self._tasks: set[asyncio.Future[Any]] = set()
         self._resolving: set[str] = set()
-        self._closing = asyncio.Event()
+        self._closing = False
+        self._news = asyncio.Event()  # the interfaces are others, or this is to be closed
         self._maintenance: asyncio.Future[None] | None = None
         self._started = 0.0
+        self._since = 0.0  # when something changed last: from then on it announces often for a while
         self._refreshed = 0.0
 
     def __repr__(self) -> str:
@@ -95,20 +120,19 @@ class Discovery:
 
     async def start(self) -> None:
         """Browse. Where multicast does not work, `heard()` says so and it is tried again: it is no error."""
-        self._started = asyncio.get_running_loop().time()
+        self._started = self._since = asyncio.get_running_loop().time()
         if not self._interfaces.loopback_only:
             await self._open()
             self._maintenance = self._spawn(self._maintain())
 
     async def advertise(self, advert: Advert, port: int) -> None:
-        """Advertise this node, once per Discovery. Returns at once: the first packet leaves in the next turn.
+        """Advertise this node, from now on so; called again where its addresses have changed. Returns at once: the first packet
+        leaves in the next turn.
 
-        Of `advert.addresses` only the hosts count, which are IP addresses: `port` goes with each. Those that
-        no other machine can dial are left out; with none left, or on a loopback-only node, nothing is
-        advertised. Raises ConfigError for an advert that others would refuse, RuntimeError the second time.
+        Of `advert.addresses` only the hosts count, which are IP addresses: `port` goes with each. Those that no other machine
+        can dial are left out; with none left, or on a loopback-only node, all stays as it was. Raises ConfigError for an advert
+        that others would refuse.
         """
-        if self._service is not None:
-            raise RuntimeError(f"{self!r} already advertises")
         txt = to_txt(advert)
         hosts = hosts_of(advert)
         if self._interfaces.loopback_only or not hosts:
@@ -116,10 +140,20 @@ class Discovery:
             return
         # A host name of our own, drawn at each start: the records of an earlier life never mix with these.
         server = f"discoro-{advert.node}.local."
+        before = self._service
         self._service = AsyncServiceInfo(
             SERVICE, instance_of(advert), port=port, properties=txt, server=server, parsed_addresses=hosts
         )
-        await self._register()
+        if before is None:
+            await self._register()
+        elif before.parsed_addresses() != hosts:
+            self._news.set()
+
+    def use(self, interfaces: Interfaces) -> None:
+        """The machine's interfaces are these now, or it slept: soon others are asked and told anew, over these."""
+        self._interfaces = interfaces
+        self._since = asyncio.get_running_loop().time()
+        self._news.set()
 
     def refresh(self) -> None:
         """Ask again, and report every advert anew; for while somebody waits for nodes, about every 10 s.
@@ -138,7 +172,8 @@ class Discovery:
 
     async def close(self) -> None:
         """Say goodbye (0.25 s) and leave no socket, task or thread. May be called again."""
-        self._closing.set()
+        self._closing = True
+        self._news.set()
         if self._maintenance is not None:
             # Not cancelled: zeroconf, interrupted while it changes interfaces, would leave sockets open.
             # It ends within 0.5 s.
@@ -185,12 +220,14 @@ class Discovery:
         _log.debug("! %s", self._heard.trouble)
 
     async def _register(self) -> None:
-        if self._zeroconf is None or self._service is None:
+        if self._zeroconf is None or self._service is None or self._registered is self._zeroconf:
             return
+        self._registered = self._zeroconf
         # Cooperating: no probes, the instance name is ours alone.
         try:
             rest = await self._zeroconf.async_register_service(self._service, cooperating_responders=True)
         except NotRunningException:
+            self._registered = None
             return  # the interfaces went just now; it is registered when they are back
         self._watch(asyncio.ensure_future(rest))
 
@@ -265,38 +302,46 @@ class Discovery:
     async def _maintain(self) -> None:
         clock = asyncio.get_running_loop().time
         announced = clock()
-        while not await self._closed_within(RESCAN_TIME):
+        while True:
+            news = await self._news_within(RETRY_TIME)
+            if self._closing:
+                return
             try:
-                await self._rescan()
-                if clock() - announced >= _announce_pause(clock() - self._started):
+                await self._settle()
+                if news:
+                    self.refresh()
+                if news or clock() - announced >= _announce_pause(clock() - self._since):
                     announced = clock()
                     await self._announce()
             except (OSError, ZeroconfError) as error:
                 self._trouble(self._interfaces.multicast, error)
 
-    async def _closed_within(self, seconds: float) -> bool:
+    async def _news_within(self, seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
-                return await self._closing.wait()
+                await self._news.wait()
         except TimeoutError:
             return False
+        self._news.clear()
+        return True
 
-    async def _rescan(self) -> None:
-        """Take up interfaces that came, drop those that went."""
-        before, self._interfaces = self._interfaces, look_again(self._interfaces, system_addresses())
-        over = self._interfaces.multicast
+    async def _settle(self) -> None:
+        """Take up interfaces that came, drop those that went; try again where mDNS did not work."""
+        before, self._over = self._over, self._interfaces
+        over = self._over.multicast
+        if self._zeroconf is not None and (not over or plugged_in_again(before, self._over)):
+            await self._shut()  # plugged in again, even with the same address, it needs new sockets
         if self._zeroconf is None:
             await self._open()
             return
-        self._heard.trouble = "" if over else NO_INTERFACE
-        if not over:
-            await self._shut()  # plugged in again, even with the same address, it needs new sockets
-        elif over != before.multicast:
+        self._heard.trouble = ""
+        if over != before.multicast:
             await self._zeroconf.async_update_interfaces(over, _version(over))
-            self.refresh()
 
     async def _announce(self) -> None:
-        if self._zeroconf is not None and self._service is not None:
+        if self._registered is not self._zeroconf:
+            await self._register()
+        elif self._zeroconf is not None and self._service is not None:
             self._watch(asyncio.ensure_future(await self._zeroconf.async_update_service(self._service)))
 
     # -- tasks
@@ -317,6 +362,8 @@ class Discovery:
 
 
 def _announce_pause(age: float) -> float:
+    if age < FIRST:
+        return ANNOUNCE_FIRST
     return ANNOUNCE_EARLY if age < YOUNG else ANNOUNCE_LATE
 
 

@@ -33,6 +33,9 @@ PORT_RANGE = 500  # a node's workers listen on the ports above its own; the last
 INQUIRE_TIMEOUT = 3.0  # seconds
 SECOND_DOOR_TIMEOUT = 0.5  # seconds: it is tried before anybody is told of another key, which should take one at most
 AGAIN_FIRST, AGAIN_MOST = 0.2, 5.0  # seconds between dials of an address that was given by hand, doubled each time
+SEEK_MOST = 30.0  # seconds between looks for a node that is out of reach
+SEEK_SECONDS = 24 * 3600.0  # for which it is looked for: a laptop is opened again the next day, which it notices by itself
+MAX_SOUGHT = 100  # nodes that are looked for at a time
 MAX_UNUSABLE = 100  # processes that were heard of and cannot be used, kept for the text of NoNodes
 MAX_SHOWN = 20  # lines of each kind in that text; the log has had them all
 MAX_HEARD = 1000  # adverts that are kept, for what they say of their nodes
@@ -53,6 +56,7 @@ class Dialler(Protocol):
     def security(self) -> Security: ...
     def meet(self, birth: int, addresses: Sequence[str]) -> Link | None: ...
     def heard_of(self, birth: int, addresses: Sequence[str]) -> None: ...
+    def hint(self, birth: int, addresses: Sequence[str]) -> None: ...
     async def wanted(self, birth: int) -> None: ...
     def linked(self, birth: int) -> bool: ...
     def tried(self, birth: int) -> str: ...
@@ -70,6 +74,8 @@ class Finding:
         self._heard_of: dict[int, Advert] = {}  # by birth
         self._left_alone: dict[int, float] = {}  # births that refused us, and until when they are not dialled
         self._refuses: dict[str, bool] = {}  # addresses given by hand: whether the last answer there was a refusal
+        self._sought: set[int] = set()  # births of nodes that are out of reach
+        self._hurry = asyncio.Event()  # set, and replaced, when the network has changed: no pause is waited for
         self._discovery = _discovery(self._found, interfaces) if mdns else None
         self.looks = mdns  # a node may still be found
 
@@ -85,6 +91,21 @@ class Finding:
         """Let others find this process as a node."""
         if self._discovery is not None:
             await self._discovery.advertise(advert, port)
+
+    def look_around(self, interfaces: Interfaces) -> None:
+        """The machine's addresses are these now, or it slept: everything is tried again at once."""
+        hurry, self._hurry = self._hurry, asyncio.Event()
+        hurry.set()
+        if self._discovery is not None:
+            self._discovery.use(interfaces)
+
+    async def _pause(self, seconds: float) -> bool:
+        """For so long, or until the network changes; whether it did."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._hurry.wait()
+        except TimeoutError:
+            return False
 
     def look_again(self) -> None:
         """Somebody waits for nodes: ask the network again."""
@@ -109,8 +130,31 @@ class Finding:
                 self._refuses[address] = isinstance(error, Refused)
                 if not quiet or not isinstance(error, Unreachable):
                     self.not_usable(address, str(error) or f"did not answer in {INQUIRE_TIMEOUT:g} s")
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, AGAIN_MOST)
+            hurry = await self._pause(pause)
+            pause = AGAIN_FIRST if hurry else min(2 * pause, AGAIN_MOST)
+
+    def seek(self, birth: int, addresses: Sequence[str]) -> None:
+        """The link with that node is lost, and it may be back: asleep, or out of reach for a while."""
+        if birth not in self._sought and len(self._sought) < MAX_SOUGHT:
+            self._sought.add(birth)
+            self._dialler.spawn(self._seek(birth, addresses))
+
+    async def _seek(self, birth: int, addresses: Sequence[str]) -> None:
+        """Look for it where it was, quietly, until it is linked, or the time is over: mDNS tells nothing of who comes back."""
+        clock = asyncio.get_running_loop().time
+        until, pause = clock() + SEEK_SECONDS, AGAIN_FIRST
+        try:
+            while not self._dialler.linked(birth) and clock() < until:
+                for address in addresses:
+                    with contextlib.suppress(DiscoroError, TimeoutError):
+                        greeting = await self._dialler.inquire(address, INQUIRE_TIMEOUT)
+                        if greeting.birth == birth:
+                            self._dialler.heard_of(birth, list(dict.fromkeys([address, *greeting.addresses])))
+                            break
+                hurry = await self._pause(pause)
+                pause = AGAIN_FIRST if hurry else min(2 * pause, SEEK_MOST)
+        finally:
+            self._sought.discard(birth)
 
     async def inquire(self, address: str) -> tuple[Greeting, str]:
         """Who answers first at the addresses that a host name stands for, and where.
@@ -263,7 +307,10 @@ class Finding:
         Only other clusters are left in peace: they have a right to share the network, and would be many.
         """
         birth = int(advert.node, 16)
-        if birth == self._dialler.me.birth or self._dialler.linked(birth):
+        if birth == self._dialler.me.birth:
+            return
+        if self._dialler.linked(birth):
+            self._dialler.hint(birth, advert.addresses)
             return
         if len(self._heard_of) < MAX_HEARD or birth in self._heard_of:
             self._heard_of[birth] = advert

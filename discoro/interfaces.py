@@ -28,12 +28,15 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True)
 class NicAddress:
-    """One address of one interface, as the system reports it; `prefix` in bits."""
+    """One address of one interface, as the system reports it; `prefix` in bits. `index` is the system's number for the
+    interface: one that is plugged in again has the same name and another number.
+    """
 
     nic: str
     address: str
     prefix: int
     up: bool = True
+    index: int = 0
 
     @property
     def ip(self) -> Address:
@@ -49,18 +52,31 @@ class Interfaces:
     """What this machine is reached by: `usable`, (nic, address), best first; `ignored`, (nic, address, why).
 
     Loopback and IPv6 link-local addresses are in neither, unless asked for: nobody expects to dial them.
-    `networks` are the subnets of the usable addresses; `wanted` repeats those asked for, in numbers.
+    `networks` are the subnets of the usable addresses; `wanted` repeats those asked for, in numbers; `indexes` are the system's
+    numbers for the interfaces in `usable`, in that order.
     """
 
     usable: tuple[tuple[str, str], ...]
     ignored: tuple[tuple[str, str, str], ...] = ()
     networks: tuple[Network, ...] = ()
     wanted: tuple[str, ...] = ()
+    indexes: tuple[int, ...] = ()
 
     @property
     def loopback_only(self) -> bool:
         """True when loopback, and nothing else, was asked for: then not one multicast packet is sent."""
         return bool(self.usable) and all(_is_loopback(address) for _, address in self.usable)
+
+    @property
+    def settled(self) -> bool:
+        """True when loopback, and nothing else, was asked for: then no cable and no sleep changes anything."""
+        return bool(self.wanted) and all(map(_is_loopback, self.wanted))
+
+    @property
+    def hosts(self) -> list[str]:
+        """Where a process listens: at every usable address, and on loopback for the processes of this machine."""
+        hosts = [address for _, address in self.usable]
+        return hosts if any(map(_is_loopback, hosts)) else [*hosts, "127.0.0.1"]
 
     @property
     def public(self) -> list[str]:
@@ -120,6 +136,7 @@ def choose(found: Iterable[NicAddress], asked: Mapping[str, Sequence[Address]]) 
         ignored=tuple(ignored),
         networks=tuple(dict.fromkeys(each.network for each in usable)),
         wanted=tuple(each.address for each in usable) if asked else (),
+        indexes=tuple(each.index for each in usable),
     )
 
 
@@ -131,6 +148,27 @@ def look_again(before: Interfaces, found: Iterable[NicAddress]) -> Interfaces:
     here = {each.address: [each.ip] for each in every if each.address in before.wanted}
     now = choose(every, here) if here else Interfaces(usable=())
     return replace(now, wanted=before.wanted)
+
+
+def plugged_in_again(before: Interfaces, now: Interfaces) -> bool:
+    """Whether an address is on another interface than before, as after an adapter was pulled out and put back: sockets that
+    joined a multicast group on the one before hear nothing any more.
+    """
+    known = {address: index for (_, address), index in zip(before.usable, before.indexes, strict=False)}
+    return any(known.get(address, index) != index for (_, address), index in zip(now.usable, now.indexes, strict=False))
+
+
+def without_public(where: Interfaces) -> Interfaces:
+    """For a process that is open: the addresses that the whole Internet may reach are ignored."""
+    public = set(where.public)
+    kept = [number for number, (_, address) in enumerate(where.usable) if address not in public]
+    ignored = [(nic, address, "public, and this process is open") for nic, address in where.usable if address in public]
+    return replace(
+        where,
+        usable=tuple(where.usable[number] for number in kept),
+        indexes=tuple(where.indexes[number] for number in kept),
+        ignored=(*where.ignored, *ignored),
+    )
 
 
 _INSIDE = re.compile(
@@ -184,7 +222,7 @@ def system_addresses() -> list[NicAddress]:
         up = _is_up(adapter.name)
         for ip in adapter.ips:
             address = ip.ip[0] if isinstance(ip.ip, tuple) else ip.ip
-            found.append(NicAddress(ip.nice_name, address, ip.network_prefix, up))
+            found.append(NicAddress(ip.nice_name, address, ip.network_prefix, up, adapter.index or 0))
     return found
 
 

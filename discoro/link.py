@@ -148,6 +148,8 @@ class Link:
         self._greeter: int | None = None  # the connection that our hello went over
         self._dials: dict[int, str] = {}  # connections being made, and their addresses
         self._spare: deque[int] = deque()  # made, waiting their turn to greet
+        self._is_here = False  # it is on this machine
+        self._hinted: tuple[str, ...] = ()  # addresses that were told by somebody who cannot be believed
         self._lived_at = ""  # the address over which we opened, if we dialled
         self._held: tuple[int, Greeting] | None = None  # the hello of a peer whose dial gives way to ours
         self._tried: dict[str, tuple[str, bool]] = {}  # address -> what came of the last dial; whether nobody is there
@@ -266,8 +268,52 @@ class Link:
     def moved(self, addresses: Sequence[str]) -> None:
         """The peer says that it listens at these addresses now: where to look for it when the connection breaks."""
         if self.peer is not None:
+            self._left(addresses)
             self.peer = self.peer._replace(addresses=tuple(addresses))
-            self.addresses = _first(self._lived_at, addresses)[:MAX_DIALLED]
+            self.addresses = _first(self._lived_at, self._worth_dialling(addresses))[:MAX_DIALLED]
+
+    def _worth_dialling(self, theirs: Sequence[str]) -> list[str]:
+        """Once on this machine, always so: two that move together do not learn of it at the same moment."""
+        mine = self.me.addresses
+        tells = not all(map(is_loopback, theirs)) or all(map(is_loopback, mine))  # else it may be anywhere
+        self._is_here = self._is_here or (tells and on_this_machine(mine, theirs))
+        return list(theirs) if self._is_here else worth_dialling(mine, theirs)
+
+    def _left(self, addresses: Sequence[str]) -> None:
+        """It listens at these now: where it lived, and said so, and does so no more, somebody else may refuse us by now."""
+        if self.peer is not None and self._lived_at in self.peer.addresses and self._lived_at not in addresses:
+            self._lived_at = ""
+
+    def listen_at(self, me: Greeting) -> None:
+        """This process listens elsewhere now, which it says in its greetings."""
+        if self.peer is not None:
+            self._worth_dialling(self.peer.addresses)  # before it moves: whether the two are on one machine
+        self.me = me
+        if self.peer is not None:
+            elsewhere = [address for address in self.addresses if not is_loopback(address)]
+            theirs = dict.fromkeys((*self._worth_dialling(self.peer.addresses), *elsewhere))
+            self.addresses = _first(self._lived_at, list(theirs))[:MAX_DIALLED]
+
+    def hint(self, addresses: Sequence[str], now: float) -> None:
+        """Somebody who cannot be believed says that the peer listens there: dialled too while it is out of reach.
+
+        Only the last hint counts, and whatever is found there never counts as the end of the peer.
+        """
+        if self.state is State.OPEN or self.ended:
+            return
+        known = (*self.addresses, *self._hinted)
+        self._hinted = tuple(dict.fromkeys(addresses))[: messages.MAX_ADDRESSES]
+        fresh = [address for address in self._hinted if address not in known]
+        if fresh and self.state is State.IDLE:
+            self._redial_at = now
+        else:
+            self._actions += [Dial(address) for address in fresh]
+
+    def dial_again(self, now: float) -> None:
+        """The network has changed: what failed before may work now, and is not waited for."""
+        self._redial_delay = REDIAL_FIRST
+        if self._redial_at is not None:
+            self._redial_at = now
 
     def not_introduced(self) -> None:
         """Those who were asked could not help: `asked` says why. What dialling says counts again."""
@@ -314,7 +360,7 @@ class Link:
             self._spare.remove(connection)
         elif connection == self._greeter:
             self._next_dial(now)
-        if refused and self.opened:
+        if refused and self.opened and address in self.addresses:
             self._refused_at(address, why, now)
         if self.state is State.DIALLING and not self._dials:
             self._dial_failed(now)
@@ -388,10 +434,13 @@ class Link:
     def _open(self, connection: int, theirs: Greeting, now: float) -> None:
         self._drop_but(connection)
         self._tried.clear()
+        self._hinted = ()
         self.asked = ""
+        if theirs.addresses:
+            self._left(theirs.addresses)
         self.connection, self.peer, self.peer_session = connection, theirs, theirs.session
         if theirs.addresses:
-            self.addresses = _first(self._lived_at, worth_dialling(self.me.addresses, theirs.addresses))
+            self.addresses = _first(self._lived_at, self._worth_dialling(theirs.addresses))
         self.refused_code = self._refusal = self.refused_at = ""
         self._redial_delay = REDIAL_FIRST
         self.outbox.resume(theirs.received, now)
@@ -401,10 +450,11 @@ class Link:
 
     def _dial(self, now: float) -> None:
         self._redial_at = None
-        if not self.addresses:
+        addresses = dict.fromkeys((*self.addresses, *self._hinted))
+        if not addresses:
             return
         self._move(State.DIALLING)
-        self._actions += [Dial(address) for address in self.addresses]
+        self._actions += [Dial(address) for address in addresses]
 
     def _next_dial(self, now: float) -> None:
         """The connection that greeted came to nothing: a spare one greets, or the dials go on."""
@@ -432,8 +482,8 @@ class Link:
         """An address of a peer that we had met refuses: certain where it lived and on this machine, a hint elsewhere."""
         if self._held:
             return  # it greets us at this very moment
-        here = self.peer is not None and on_this_machine(self.me.addresses, self.peer.addresses)  # no firewall lies between
-        lived_here = here or address == self._lived_at
+        # on this machine no firewall lies between; but an address that was of this machine may be of another by now
+        lived_here = address == self._lived_at or (self._is_here and on_this_machine(self.me.addresses, [address]))
         if lived_here and not self.awaits_word:
             self.certain = True
             self._end(State.LOST, f"ended: {address}: {why}")
@@ -571,16 +621,17 @@ class Link:
 
 def worth_dialling(mine: Sequence[str], theirs: Sequence[str]) -> list[str]:
     """A peer's addresses without its loopback ones, unless it is on this machine: here they would lead to somebody else."""
-    return [address for address in theirs if not _is_loopback(address) or on_this_machine(mine, theirs)]
+    return [address for address in theirs if not is_loopback(address) or on_this_machine(mine, theirs)]
 
 
 def on_this_machine(mine: Sequence[str], theirs: Sequence[str]) -> bool:
     """Whether a peer is where we are: every address it has beyond loopback is on a host address of ours."""
     hosts = {address.rpartition(":")[0] for address in mine}
-    return all(address.rpartition(":")[0] in hosts for address in theirs if not _is_loopback(address))
+    return all(address.rpartition(":")[0] in hosts for address in theirs if not is_loopback(address))
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether that address, host:port, is on loopback."""
     return address.startswith(("127.", "[::1]", "localhost:"))
 
 

@@ -33,12 +33,13 @@ from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, Proto
 from discoro.exchange import Exchange, directory_at_peer, name_at_peer, process_meant
 from discoro.exits import Exits
 from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, Finding, whereabouts, with_port
-from discoro.interfaces import interfaces, refuse_public
+from discoro.interfaces import Interfaces, interfaces, look_again, refuse_public, system_addresses
 from discoro.introducing import Introducing
 from discoro.link import Link, State
 from discoro.local import local_node
 from discoro.mailbox import Question
 from discoro.messages import Exit, Greeting, Hold, Message, Notice, Part, Reply, Request
+from discoro.moving import Moving
 from discoro.names import SETTLE, Names
 from discoro.options import MeshOptions, Place, veil
 from discoro.outcomes import EXCEPTION, LINKED, PARENT, TERMINATED, UNKNOWN, Outcome
@@ -70,6 +71,7 @@ class Mesh:
 
     _names: Names
     rekeying: Rekeying
+    moving: Moving
 
     def __init__(self, **options: Any) -> None:
         veil(options)
@@ -141,7 +143,7 @@ class Mesh:
         if self.debug:
             self._resources.enter_context(watch(self._name_of_task))
         security = self._place.security or options.security()
-        self.interfaces = interfaces(["127.0.0.1"] if options.local else options.ip_addr)
+        self.interfaces = self._interfaces()
         if security.open and not options.open_public:
             refuse_public(self.interfaces, options.ext_ip_addr)
         self._open(security)
@@ -160,6 +162,14 @@ class Mesh:
             await self._find(self._finding)
         if security.path is not None:
             self.spawn(self.rekeying.follow(security.path))
+        if not is_worker and not self.interfaces.settled:  # a worker is told by its node
+            self.spawn(self.moving.watch())
+
+    def _interfaces(self) -> Interfaces:
+        if self._place.hosts is None:
+            return interfaces(["127.0.0.1"] if self.options.local else self.options.ip_addr)
+        told = Interfaces(usable=(), wanted=self._place.hosts)  # one of them may be gone since they were told
+        return look_again(told, system_addresses()) if self._place.hosts else told
 
     def _open(self, security: Security) -> None:
         """Links, their sockets, and the key of both; from here on others can greet this process."""
@@ -169,8 +179,10 @@ class Mesh:
         self._introducing = Introducing(self, self._peers)
         transport = place.transport(security, self._peers)
         self._peers.wire = transport
-        self.rekeying = Rekeying(self, self._peers, transport, security, place.second_ports or place.ports)
-        self.handlers |= self._introducing.handlers | {"moved": self.rekeying.on_moved}
+        open_to_all = options.open_public or not security.open
+        self.moving = Moving(self, self._peers, transport, options.ext_ip_addr, open_to_all)
+        self.rekeying = Rekeying(self, self.moving, self._peers, transport, security, place.second_ports or place.ports)
+        self.handlers |= self._introducing.handlers | {"moved": self.moving.on_moved}
         self._resources.push_async_callback(transport.close)
         self.addresses = self._listen(transport)
         self._peers.listen_at(self.addresses)
@@ -204,17 +216,13 @@ class Mesh:
 
     def _listen(self, transport: Any) -> list[str]:
         """Listen on every usable address, and on loopback for the processes of this machine."""
-        hosts = [address for _, address in self.interfaces.usable]
-        loopback = [] if any(host in ("127.0.0.1", "::1") for host in hosts) else ["127.0.0.1"]
-        bound: list[str] = transport.listen([*hosts, *loopback], self._place.ports)
-        bound += self.rekeying.second_door()
-        if self.options.ext_ip_addr:  # behind a NAT that forwards the port: this is where others reach us
-            return [f"{self.options.ext_ip_addr}:{bound[0].rpartition(':')[2]}", *bound]
-        return bound
+        bound: list[str] = transport.listen(self.interfaces.hosts, self._place.ports)
+        return self.moving.announced([*bound, *self.rekeying.second_door()])
 
     async def _find(self, finding: Finding) -> None:
         """Begin to look for others, in every way the options allow."""
         options, self.finding = self.options, finding
+        self.moving.on_change.append(lambda: finding.look_around(self.interfaces))
         self._resources.push_async_callback(self.finding.close)
         if options.local:
             key = self.security.handed_down()
@@ -313,6 +321,10 @@ class Mesh:
     def heard_of(self, birth: int, addresses: Sequence[str]) -> None:
         """Meet a process that somebody told of, unless it is to be left alone."""
         self._presence.heard_of(birth, addresses)
+
+    def hint(self, birth: int, addresses: Sequence[str]) -> None:
+        """Somebody who cannot be believed says where a linked process listens."""
+        self._peers.hint(birth, addresses)
 
     async def wanted(self, birth: int) -> None:
         """Until that process may be dialled; at once unless it was closed here."""
@@ -544,6 +556,9 @@ class Mesh:
                     other.awaits_word = False  # nobody is left to say it
             for tell in list(self.on_peer_lost):
                 tell(link.peer, str(error))
+            may_be_back = link.state is State.LOST and not link.certain and link.peer.role == "node"
+            if may_be_back and self.finding is not None and not self._closing:
+                self.finding.seek(link.birth, link.addresses)
 
     def introduce(self, link: Link, seconds: float) -> None:
         self._introducing.introduce(link, seconds)

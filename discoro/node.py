@@ -367,6 +367,7 @@ class Node:
             workers.on_ended = self._worker_ended
             self.mesh.on_peer_lost.append(self._peer_lost)
             self.mesh.rekeying.on_changed.append(workers.tell_key)
+            self.mesh.moving.on_change += [workers.tell_hosts, lambda: self.mesh.spawn(self._advertise())]
             workers.refill()
             for slot in self.slots:  # who hears of the node finds them: a question can come before their first step
                 await slot.registered.wait()
@@ -393,9 +394,9 @@ class Node:
             slot.client_lost(peer)
 
     async def _advertise(self) -> None:
-        """Let others find this node by mDNS, unless it listens on loopback only."""
+        """Let others find this node by mDNS, where it is now, unless it is to listen on loopback only."""
         mesh, me = self.mesh, self.mesh.me
-        if mesh.finding is None or mesh.interfaces.loopback_only:
+        if mesh.finding is None or mesh.interfaces.settled:
             return
         security = "open" if mesh.security.open else "curve"
         reachable = tuple(address for address in mesh.addresses if not address.startswith(("127.", "[::1]")))

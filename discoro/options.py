@@ -99,6 +99,7 @@ class Place:
     ports: range | None = None  # None: any free port
     second_ports: range | None = None  # for the door that opens while the cluster's key is being changed; None: as `ports`
     security: Security | None = None  # None: from the options
+    hosts: tuple[str, ...] | None = None  # for a worker: where its node listens; none of them: on loopback only
     files: Path | None = None  # where files that are sent here go; None: from the options
     blobs: Path | None = None  # where blobs lie; None: beside the files
     fetcher: CoroRef | None = None  # for a worker: its node, which fetches blobs for it

@@ -166,13 +166,26 @@ class Peers:
         """This process listens there from now on: what it says in greetings."""
         self.me = self.me._replace(addresses=tuple(addresses[: messages.MAX_ADDRESSES]))
         for link in self._links.values():
-            link.me = self.me
+            link.listen_at(self.me)
 
     def moved(self, birth: int, addresses: Sequence[str]) -> None:
         """A linked peer says where it listens from now on."""
         link = self._links.get(birth)
         if link is not None:
-            link.moved(worth_dialling(self.me.addresses, addresses))
+            link.moved(addresses)
+
+    def hint(self, birth: int, addresses: Sequence[str]) -> None:
+        """Somebody who cannot be believed says where that process listens; of use only while it is out of reach."""
+        link = self._links.get(birth)
+        if link is not None:
+            link.hint(worth_dialling(self.me.addresses, addresses), self._loop.time())
+            self._settle(link)
+
+    def dial_again(self) -> None:
+        """The network has changed: whoever is out of reach is dialled at once."""
+        for link in list(self._links.values()):
+            link.dial_again(self._loop.time())
+            self._settle(link)
 
     def use_key(self, security: Security) -> None:
         """Greetings are signed and checked with this from now on."""

@@ -174,6 +174,35 @@ class Parent(NamedTuple):
         os._exit(1)
 
 
+class Later:
+    """What a parent tells its child later (`Parent.end_with`) under one name, each time in place of what it told before.
+
+    It is put to use at once, before anything that came over a connection is looked at, as soon as the child can.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        self._loop = loop
+        self._name = name
+        self._last: list[Any] = []  # nothing, or what was told last
+        self._use: Callable[[Any], object] | None = None
+
+    def on_told(self, told: dict[str, Any]) -> None:
+        """From the thread that reads what the parent tells."""
+        if self._name in told:
+            self._loop.call_soon_threadsafe(self._take, told[self._name])
+
+    def begin(self, use: Callable[[Any], object]) -> None:
+        """The child can use it now."""
+        self._use = use
+        for what in self._last:
+            use(what)
+
+    def _take(self, what: Any) -> None:
+        self._last = [what]
+        if self._use is not None:
+            self._use(what)
+
+
 def set_limits() -> None:
     """As a node or a worker, at its start: as many descriptors as it may need, and no core file, which would hold the key."""
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)

@@ -12,24 +12,22 @@ two who both have the new key.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from discoro.errors import ConfigError, DiscoroError, KeyFileError, ProtocolError
-from discoro.messages import MAX_ADDRESSES, MAX_NAME, Greeting
+from discoro.errors import ConfigError, KeyFileError
+from discoro.messages import Greeting
+from discoro.moving import Moving
 from discoro.peers import Peers
-from discoro.requests import Incoming
 from discoro.security import Security
 
 log = logging.getLogger("discoro.rekeying")
 
 LOOK_SECONDS = 2.0  # between two looks at the file, which cost a few microseconds each
-TELL_SECONDS = 3.0  # for a peer to take note of the second door; it hears of it with the next greeting, too
 
 
 class KeyWatch:
@@ -77,21 +75,21 @@ class Doors(Protocol):
 class Around(Protocol):
     """What this needs of the mesh."""
 
-    addresses: list[str]
-
     @property
     def me(self) -> Greeting: ...
     def spawn(self, work: Awaitable[Any]) -> None: ...
-    async def ask(self, birth: int, verb: str, arguments: dict[str, Any], timeout: float | None) -> Any: ...
 
 
 class Rekeying:
     """The key of one process. `ports`: where the second door may be, None for any free one."""
 
-    def __init__(self, around: Around, peers: Peers, doors: Doors, security: Security, ports: range | None) -> None:
+    def __init__(
+        self, around: Around, moving: Moving, peers: Peers, doors: Doors, security: Security, ports: range | None
+    ) -> None:
         self.security = security
         self.on_changed: list[Callable[[], None]] = []
         self._around = around
+        self._moving = moving
         self._peers = peers
         self._doors = doors
         self._ports = ports
@@ -128,12 +126,13 @@ class Rekeying:
         where = f"; whoever has only the new one is let in at {', '.join(opened)}" if opened else ""
         log.log(level, "= the cluster's key has changed: %s%s", security.origin, where)
         if opened:
-            self._around.addresses += opened
-            self._peers.listen_at(self._around.addresses)
-            for link in self._peers:
-                self._around.spawn(self._tell_moved(link.birth))
+            self._moving.opened(opened)
         for tell in self.on_changed:
             tell()
+
+    def use_told(self, handed_down: str) -> None:
+        """The parent of this process tells the key that counts from now on."""
+        self.use(Security.from_handed_down(handed_down))
 
     async def _use_later(self, security: Security) -> None:
         """Once there may be descriptors again; unless another key came meanwhile."""
@@ -148,47 +147,3 @@ class Rekeying:
         except ConfigError as error:  # no port is free, or an address that was here at the start is gone
             log.warning("! whoever has only the new cluster key cannot come in here: %s", error)
             return []
-
-    async def _tell_moved(self, birth: int) -> None:
-        with contextlib.suppress(DiscoroError):  # it is lost, or will hear it with the next greeting
-            await self._around.ask(birth, "moved", {"addresses": list(self._around.me.addresses)}, TELL_SECONDS)
-
-    def on_moved(self, incoming: Incoming) -> None:
-        """A peer tells where it listens from now on."""
-        self._peers.moved(incoming.peer.birth, _addresses(incoming.arguments.get("addresses")))
-        incoming.reply(0)
-
-
-class KeysTold:
-    """The keys that a parent tells its child later (`Parent.end_with`), each in place of the one before.
-
-    They are put to use at once, before anything that came over a connection is looked at, as soon as there is a mesh.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._last: Security | None = None
-        self._use: Callable[[Security], None] | None = None
-
-    def on_told(self, told: dict[str, Any]) -> None:
-        """From the thread that reads what the parent tells."""
-        self._loop.call_soon_threadsafe(self._take, told["security"])
-
-    def begin(self, rekeying: Rekeying) -> None:
-        """There is a mesh now."""
-        self._use = rekeying.use
-        if self._last is not None:
-            self._use(self._last)
-
-    def _take(self, handed_down: str) -> None:
-        self._last = Security.from_handed_down(handed_down)
-        if self._use is not None:
-            self._use(self._last)
-
-
-def _addresses(told: Any) -> Sequence[str]:
-    if not isinstance(told, list) or len(told) > MAX_ADDRESSES:
-        raise ProtocolError("moved without a list of addresses")
-    if not all(isinstance(each, str) and 0 < len(each) <= MAX_NAME for each in told):
-        raise ProtocolError("moved with something that is no address")
-    return told

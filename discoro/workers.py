@@ -212,6 +212,14 @@ class Workers:
         for worker in self:
             worker.child.tell({"security": self._mesh.security.handed_down()})
 
+    def tell_hosts(self) -> None:
+        """The machine's network has changed, or it slept: every worker is told where it may listen now."""
+        for worker in self:
+            worker.child.tell({"hosts": self._hosts()})
+
+    def _hosts(self) -> list[str]:
+        return [address for _, address in self._mesh.interfaces.usable]
+
     async def where_it_stands(self, worker: Worker) -> str:
         """The innermost line of code that a busy worker is at, as faulthandler writes it; "" where it cannot be seen."""
         output = worker.output
@@ -287,7 +295,7 @@ class Workers:
             "node": me.node,
             "birth": me.birth,
             "addresses": list(mesh.addresses),
-            "hosts": [address for _, address in mesh.interfaces.usable],
+            "hosts": self._hosts(),
             "ext_ip_addr": mesh.options.ext_ip_addr,
             "debug": mesh.debug,
             "ports": [self._ports.start, self._ports.stop] if self._ports else None,

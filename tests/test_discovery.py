@@ -4,6 +4,8 @@ tests/system/test_discovery_lan.py."""
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 
 import pytest
@@ -38,8 +40,7 @@ def test_no_multicast_is_told_and_no_error(usable: tuple[tuple[str, str], ...]) 
         finder = Discovery(lambda found: None, Interfaces(usable=usable))
         await finder.start()
         await finder.advertise(ADVERT, 7700)
-        with pytest.raises(RuntimeError, match="already advertises"):
-            await finder.advertise(ADVERT, 7700)
+        await finder.advertise(ADVERT, 7700)  # again, as after a change of addresses
         finder.refresh()
         trouble = "mDNS cannot be used on 203.0.113.9" if usable else "no usable network interface"
         assert trouble in "\n".join(finder.heard())
@@ -52,5 +53,17 @@ def test_no_multicast_is_told_and_no_error(usable: tuple[tuple[str, str], ...]) 
 
 
 def test_announcements_slow_down_with_age() -> None:
-    assert discovery._announce_pause(0.0) == discovery.ANNOUNCE_EARLY
+    assert discovery._announce_pause(0.0) == discovery.ANNOUNCE_FIRST
+    assert discovery._announce_pause(discovery.FIRST) == discovery.ANNOUNCE_EARLY
     assert discovery._announce_pause(discovery.YOUNG) == discovery.ANNOUNCE_LATE
+
+
+def test_a_network_that_is_gone_is_no_traceback_of_a_library(caplog: pytest.LogCaptureFixture) -> None:
+    theirs = logging.getLogger("zeroconf")
+    try:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+    except OSError:
+        theirs.warning("Error with socket 20", exc_info=True)
+    assert caplog.text == ""
+    theirs.warning("anything else")
+    assert "anything else" in caplog.text

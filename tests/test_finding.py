@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Dialler:
         self.me = ME
         self.security = Security(bytes(64), "key /home/me/cluster.key", path=Path("/home/me/cluster.key"))
         self.met: list[tuple[int, list[str]]] = []
+        self.hints: list[tuple[int, list[str]]] = []
         self.answers: list[Any] = []
         self.inquired: list[float] = []
         self.second_doors: dict[str, Greeting] = {}
@@ -40,6 +42,9 @@ class Dialler:
         self.met.append((birth, list(addresses)))
 
     heard_of = meet
+
+    def hint(self, birth: int, addresses: Sequence[str]) -> None:
+        self.hints.append((birth, list(addresses)))
 
     async def wanted(self, birth: int) -> None: ...
 
@@ -116,6 +121,45 @@ def test_a_fitting_node_is_dialled_once_with_all_its_addresses() -> None:
         find._found(advert())
         find._found(advert(node=ME.node))
         assert dialler.met == [(BOB.birth, list(BOB.addresses))]
+
+    in_loop(test)
+
+
+def test_what_is_heard_of_a_linked_node_is_a_hint_and_no_more() -> None:
+    def test(dialler: Dialler, find: Finding) -> None:
+        find._found(advert())
+        find._found(advert(addresses=("10.0.0.7:1",)))
+        assert dialler.met == [(BOB.birth, list(BOB.addresses))] and dialler.hints == [(BOB.birth, ["10.0.0.7:1"])]
+
+    in_loop(test)
+
+
+def test_a_node_that_was_lost_is_looked_for_where_it_was_until_it_is_back() -> None:
+    async def test(dialler: Dialler, find: Finding) -> None:
+        dialler.answers = [*[Unreachable("no answer")] * 4, ME, BOB]
+        find.seek(BOB.birth, ["10.0.0.2:1"])
+        find.seek(BOB.birth, ["10.0.0.2:1"])
+        assert len(dialler.spawned) == 1, "one search is enough"
+        await dialler.spawned[0]
+        assert dialler.met == [(BOB.birth, ["10.0.0.2:1", *[each for each in BOB.addresses if each != "10.0.0.2:1"]])]
+        waited = [later - earlier for earlier, later in pairwise(dialler.inquired)]
+        assert waited == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2])
+
+    in_loop(test)
+
+
+def test_a_change_of_the_network_ends_every_pause() -> None:
+    async def test(dialler: Dialler, find: Finding) -> None:
+        dialler.answers = [Unreachable("no answer")]
+        find.seek(BOB.birth, ["10.0.0.2:1"])
+        keeping = asyncio.ensure_future(find.keep("10.0.0.9:1", quiet=True))
+        await asyncio.sleep(300.0)
+        asked, now = len(dialler.inquired), asyncio.get_running_loop().time()
+        find.look_around(Interfaces(()))
+        await asyncio.sleep(0.01)
+        assert len(dialler.inquired) == asked + 2 and dialler.inquired[-1] == pytest.approx(now, abs=0.01)
+        for task in (keeping, *dialler.spawned):
+            task.cancel()
 
     in_loop(test)
 

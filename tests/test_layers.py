@@ -23,7 +23,7 @@ ORDER = (
     "imports modules building arrays raised shipping culprit payload depends process throttle watchdog keyfile security "
     "connections zmtp sockets arrivals listening dialling transport interfaces adverts discovery peers references requests "
     "outcomes mailbox driving coro script exits holding names finding introducing presence local options answers transfers "
-    "exchange sending rekeying mesh services broadcasting spreading hubs channels queues rci computation server workers "
+    "exchange sending moving rekeying mesh services broadcasting spreading hubs channels queues rci computation server workers "
     "node program background blocking pool cli __main__"
 ).split()
 THINKING = {"errors", "packing", "messages", "pacing", "outbox", "link", "blobs", "copies", "zmtp"}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from discoro import process
-from discoro.process import Child, child_environment
+from discoro.process import Child, Later, child_environment
 from tests.support.nodes import until_ended
 
 HOLD = "import ctypes; ctypes.PyDLL(None).sleep(600)"  # a C call that does not let go of the interpreter
@@ -292,3 +292,23 @@ def test_a_child_of_an_installation_gets_the_environment_as_it_is(monkeypatch: p
     monkeypatch.setattr(process, "__file__", "/venv/lib/python3/site-packages/discoro/process.py")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     assert child_environment() == dict(os.environ)
+
+
+def test_of_what_is_told_later_the_last_counts_from_when_it_can_be_used() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        key, hosts = Later(loop, "key"), Later(loop, "hosts")
+        used: list[object] = []
+        for told in ({"key": "first"}, {"hosts": ["a"]}, {"key": "second"}):
+            for later in (key, hosts):
+                await asyncio.to_thread(later.on_told, told)
+        await asyncio.sleep(0)
+        key.begin(used.append)
+        assert used == ["second"], "and nothing of another name"
+        await asyncio.to_thread(key.on_told, {"key": None})
+        await asyncio.sleep(0)
+        assert used == ["second", None]
+        Later(loop, "other").begin(used.append)
+        assert len(used) == 2
+
+    asyncio.run(scenario())

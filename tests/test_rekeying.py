@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import pytest
 
-from discoro.errors import ConfigError, PeerLost, PortTaken, ProtocolError
+from discoro.errors import ConfigError, PortTaken
 from discoro.keyfile import KeyFile, write_key_file
 from discoro.messages import Greeting
+from discoro.moving import Moving
 from discoro.peers import Peers
 from discoro.rekeying import KeyWatch, Rekeying
-from discoro.requests import Incoming
 from discoro.security import Security
 
 OLD, NEW, OTHER = bytes(range(16)), bytes(range(16, 32)), bytes(range(32, 48))
@@ -107,54 +107,41 @@ class Doors:
         return opened
 
 
-class LinkTo:
-    def __init__(self, birth: int) -> None:
-        self.birth = birth
-
-
 class PeersHere:
     """The links of a process, as far as keys go."""
 
     def __init__(self) -> None:
         self.keys: list[Security] = []
-        self.listens: list[list[str]] = []
-        self.moves: list[tuple[int, list[str]]] = []
-
-    def __iter__(self) -> Any:
-        return iter([LinkTo(1), LinkTo(2)])
 
     def use_key(self, security: Security) -> None:
         self.keys.append(security)
 
-    def listen_at(self, addresses: list[str]) -> None:
-        self.listens.append(list(addresses))
 
-    def moved(self, birth: int, addresses: list[str]) -> None:
-        self.moves.append((birth, addresses))
+class MovingHere:
+    """Where a process is to be found, as far as keys go."""
+
+    def __init__(self) -> None:
+        self.further: list[list[str]] = []
+
+    def opened(self, further: list[str]) -> None:
+        self.further.append(further)
 
 
 class MeshHere:
     def __init__(self) -> None:
         self.me = ME
-        self.addresses = ["127.0.0.1:1"]
-        self.asked: list[tuple[int, str]] = []
         self.spawned: list[Awaitable[Any]] = []
 
     def spawn(self, work: Awaitable[Any]) -> None:
         self.spawned.append(work)
 
-    async def ask(self, birth: int, verb: str, arguments: dict[str, Any], timeout: float | None) -> Any:
-        self.asked.append((birth, verb))
-        if birth == 2:
-            raise PeerLost("gone")
-
 
 class Scene:
     def __init__(self, tmp_path: Path) -> None:
-        self.mesh, self.peers, self.doors = MeshHere(), PeersHere(), Doors()
+        self.mesh, self.peers, self.doors, self.moving = MeshHere(), PeersHere(), Doors(), MovingHere()
         self.old, self.new = trust_of(tmp_path, OLD), trust_of(tmp_path, NEW)
-        peers = cast(Peers, self.peers)
-        self.rekeying = Rekeying(self.mesh, peers, self.doors, self.old, range(5, 9))
+        moving, peers = cast(Moving, self.moving), cast(Peers, self.peers)
+        self.rekeying = Rekeying(self.mesh, moving, peers, self.doors, self.old, range(5, 9))
         self.told: list[Security] = []
         self.rekeying.on_changed.append(lambda: self.told.append(self.rekeying.security))
 
@@ -171,21 +158,19 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
-def test_a_second_door_is_told_to_every_peer(scene: Scene, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_door_is_told(scene: Scene, path: Path, caplog: pytest.LogCaptureFixture) -> None:
     changing = scene.both(path)
     scene.doors.opens = ["127.0.0.1:2"]
     scene.rekeying.use(changing)
-    asyncio.run(scene.settle())
     assert scene.doors.used == [(changing, range(5, 9))] and scene.peers.keys == [changing] and scene.told == [changing]
-    assert scene.peers.listens == [["127.0.0.1:1", "127.0.0.1:2"]] and scene.mesh.addresses == scene.peers.listens[0]
-    assert scene.mesh.asked == [(1, "moved"), (2, "moved")], "that one of them is gone stops nobody"
+    assert scene.moving.further == [["127.0.0.1:2"]]
     assert "127.0.0.1:2" in caplog.text and "a new key takes over at" in caplog.text
 
 
 def test_a_new_key_needs_no_telling(scene: Scene) -> None:
     scene.rekeying.use(scene.new)
     assert scene.doors.used == [(scene.new, range(5, 9))] and scene.peers.keys == [scene.new] and scene.told == [scene.new]
-    assert scene.mesh.asked == [] and scene.peers.listens == []
+    assert scene.moving.further == []
 
 
 def test_where_no_port_is_free_the_key_is_changed_all_the_same(
@@ -234,23 +219,6 @@ def test_of_a_client_and_a_worker_the_change_is_no_warning(scene: Scene, caplog:
     with caplog.at_level(logging.WARNING):
         scene.rekeying.use(scene.new)
     assert caplog.text == ""
-
-
-def moved(addresses: Any) -> Incoming:
-    return Incoming(ME._replace(birth=3), 0, "moved", {"addresses": addresses}, (), lambda ok, value, body: None)
-
-
-def test_a_peer_tells_where_it_listens(scene: Scene) -> None:
-    incoming = moved(["127.0.0.1:3", "[::1]:3"])
-    scene.rekeying.on_moved(incoming)
-    assert scene.peers.moves == [(3, ["127.0.0.1:3", "[::1]:3"])] and incoming.answered
-
-
-@pytest.mark.parametrize("addresses", [None, "127.0.0.1:3", [3], [""], ["x" * 256], ["127.0.0.1:3"] * 17, {"a": 1}])
-def test_what_is_no_list_of_addresses_is_refused(scene: Scene, addresses: Any) -> None:
-    with pytest.raises(ProtocolError, match="moved"):
-        scene.rekeying.on_moved(moved(addresses))
-    assert scene.peers.moves == []
 
 
 def test_it_prints_no_key(scene: Scene, path: Path) -> None:

@@ -30,8 +30,7 @@ from discoro.errors import ConfigError, PortTaken
 from discoro.finding import BASE_PORT, PORT_RANGE
 from discoro.keyfile import code_of, read_key_file
 from discoro.node import Node, NodeOptions
-from discoro.process import Parent, set_limits
-from discoro.rekeying import KeysTold
+from discoro.process import Later, Parent, set_limits
 from discoro.security import Secret, Security
 
 UNAVAILABLE, CONFIG = 69, 78
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def run(options: argparse.Namespace) -> int:
     stop = asyncio.Event()
     stop_at_signals(stop)
-    keys = KeysTold(asyncio.get_running_loop())
+    keys = Later(asyncio.get_running_loop(), "security")
     parent = adopt_parent(stop, keys) if options.child else None
     security = Security.from_handed_down(parent.told.pop("security")) if parent else security_of(options)
     debug = options.debug or (parent is not None and bool(parent.told.get("debug")))
@@ -75,7 +74,7 @@ async def run(options: argparse.Namespace) -> int:
         max_file_size=options.max_file_size,
     )
     async with Node(node_options, security=security, debug=debug, **mesh_options(options)) as node:
-        keys.begin(node.mesh.rekeying)
+        keys.begin(node.mesh.rekeying.use_told)
         if not options.child:
             say(banner(node, shutil.get_terminal_size().columns))
         if options.json_ready:
@@ -93,7 +92,7 @@ def stop_at_signals(stop: asyncio.Event) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
-def adopt_parent(stop: asyncio.Event, keys: KeysTold) -> Parent:
+def adopt_parent(stop: asyncio.Event, keys: Later) -> Parent:
     """As a child of a program: the key comes through standard input, later ones too, and its end is ours."""
     loop, parent = asyncio.get_running_loop(), Parent.meet()
     if parent is None:

@@ -12,15 +12,15 @@ import io
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from discoro import payload, script
 from discoro.coro import Coro
 from discoro.errors import DiscoroError
 from discoro.mesh import Mesh
 from discoro.options import Place
-from discoro.process import Parent, set_limits
+from discoro.process import Later, Parent, set_limits
 from discoro.references import CoroRef
-from discoro.rekeying import KeysTold
 from discoro.security import Security
 from discoro.server import Computations, Serving, serve
 
@@ -52,24 +52,31 @@ def main() -> int:
 async def work(node: Parent) -> None:
     """Serve until the node closes the pipe."""
     loop, ended, told = asyncio.get_running_loop(), asyncio.Event(), node.told
-    keys = KeysTold(loop)
-    node.end_with(lambda: loop.call_soon_threadsafe(ended.set), grace=GRACE, on_told=keys.on_told)
+    keys, hosts = Later(loop, "security"), Later(loop, "hosts")
+
+    def on_told(what: dict[str, Any]) -> None:
+        keys.on_told(what)
+        hosts.on_told(what)
+
+    node.end_with(lambda: loop.call_soon_threadsafe(ended.set), grace=GRACE, on_told=on_told)
     security = Security.from_handed_down(told.pop("security"))  # taken out: a traceback with variables shows what was told
     place = Place(
         role="worker",
         node=told["node"],
         ports=range(*told["ports"]) if told["ports"] else None,
         security=security,
+        hosts=tuple(told["hosts"]),
         files=Path.cwd(),
         blobs=Path(told["blobs"]),  # the node's, which fetches them
         fetcher=CoroRef(told["node"], 0, told["birth"], 0, told["name"], tuple(told["addresses"])),
     )
     told_options = ("name", "cluster", "ext_ip_addr", "debug", "max_file_size")
-    options = {key: told[key] for key in told_options} | {"ip_addr": told["hosts"]}
+    options = {key: told[key] for key in told_options}
     async with Mesh.placed(place, **options) as mesh:
         backend = Computations(mesh, Path.cwd())
         server = Coro.start(mesh, serve, (Serving(backend, f"the worker {told['name']}"),), name="discoro_server")
-        keys.begin(mesh.rekeying)  # before the node is greeted, which may have another one by now
+        keys.begin(mesh.rekeying.use_told)  # before the node is greeted, which may have another one by now
+        hosts.begin(mesh.moving.told)
         mesh.meet(told["birth"], told["addresses"])
         await mesh.ask(told["birth"], "ready", {"token": told["token"], "server": server.ref.to_plain()}, None)
         await ended.wait()

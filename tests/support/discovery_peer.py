@@ -24,14 +24,15 @@ from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from discoro import discovery
 from discoro.adverts import SERVICE, Advert
-from discoro.interfaces import Interfaces, interfaces
+from discoro.interfaces import Interfaces, interfaces, look_again, system_addresses
 from tests.support.netns import Lan
 
 ROOT = Path(__file__).resolve().parents[2]
+HURRY = 0.5  # seconds
 
 
 class DiscoveryPeer:
-    """The process on `host`, ready when this returns. `hurry` makes it announce twice a second."""
+    """The process on `host`, ready when this returns. `hurry` makes it announce, and look at its interfaces, twice a second."""
 
     def __init__(self, lan: Lan, host: str, *, hurry: bool = False) -> None:
         self.address = lan.address(host)
@@ -158,6 +159,16 @@ async def lines() -> asyncio.StreamReader:
     return reader
 
 
+async def follow(found: discovery.Discovery, before: Interfaces) -> None:
+    """Tell it of the interfaces as they come and go: what a mesh does, once in a process."""
+    while True:
+        await asyncio.sleep(HURRY)
+        now = look_again(before, system_addresses())
+        if now != before:
+            found.use(now)
+        before = now
+
+
 async def main() -> None:
     """Obey the commands on standard input until it ends or says close."""
     reader = await lines()
@@ -165,17 +176,19 @@ async def main() -> None:
     where = interfaces()
     found = discovery.Discovery(lambda node: say("found", asdict(node)), where)
     await found.start()
+    following = asyncio.ensure_future(follow(found, where))
     say("ready", True)
     async for line in reader:
         command = json.loads(line)
         if command["do"] == "close":
             break
         await obey(found, where, command)
+    following.cancel()
     await found.close()
     say("closed", {name: count - before[name] for name, count in open_now().items()})
 
 
 if __name__ == "__main__":
     if "hurry" in sys.argv:
-        discovery.ANNOUNCE_EARLY = discovery.RESCAN_TIME = 0.5
+        discovery.ANNOUNCE_FIRST = discovery.RETRY_TIME = HURRY
     asyncio.run(main())

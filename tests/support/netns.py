@@ -2,7 +2,10 @@
 
     with Lan(["a", "b"]) as lan:
         process = lan.popen("a", [sys.executable, "-c", "..."], stdout=subprocess.PIPE)
-        lan.cut("a")
+        with lan.cut_off("a"):
+            ...
+
+Faults are `with` blocks; each host's interface and address are as before at the end of one.
 
 Nothing of it is seen from outside, and nothing stays: each namespace lives as long as one `cat` that waits on
 a pipe of ours, so it goes with the test process, even by SIGKILL. The bridge is in a namespace of its own.
@@ -11,12 +14,13 @@ Without root all of it is inside one user namespace. Needs unshare and nsenter (
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -121,6 +125,80 @@ class Lan:
     def heal(self, host: str) -> None:
         """Undo `cut`."""
         self._port(host, "master switch")
+
+    @contextlib.contextmanager
+    def cut_off(self, host: str) -> Iterator[None]:
+        """`cut`, and `heal` at the end."""
+        self.cut(host)
+        try:
+            yield
+        finally:
+            self.heal(host)
+
+    @contextlib.contextmanager
+    def switched_off(self, host: str) -> Iterator[None]:
+        """The host's interface is down, as in a laptop that sleeps or in flight mode; it keeps its address."""
+        self.run(host, "ip link set eth0 down")
+        try:
+            yield
+        finally:
+            self.run(host, "ip link set eth0 up")
+
+    @contextlib.contextmanager
+    def unplugged(self, host: str) -> Iterator[None]:
+        """`unplug`, and `plug_in` at the end."""
+        self.unplug(host)
+        try:
+            yield
+        finally:
+            self.plug_in(host)
+
+    @contextlib.contextmanager
+    def without_address(self, host: str) -> Iterator[None]:
+        """The host's interface is up and has no address, as before DHCP has answered."""
+        self.run(host, f"ip address del {self.address(host)}/24 dev eth0")
+        try:
+            yield
+        finally:
+            self.run(host, f"ip address add {self.address(host)}/24 dev eth0")
+
+    @contextlib.contextmanager
+    def readdressed(self, host: str, address: str) -> Iterator[None]:
+        """The host has that address instead of its own, as when DHCP gives another one."""
+        with self.without_address(host):
+            self.run(host, f"ip address add {address}/24 dev eth0")
+            try:
+                yield
+            finally:
+                self.run(host, f"ip address del {address}/24 dev eth0")
+
+    @contextlib.contextmanager
+    def further_interface(self, host: str, address: str) -> Iterator[None]:
+        """The host has a second way to the switch, with that address, as when Wi-Fi or a VPN comes up."""
+        pid, port = self._holders[host].pid, f"{self._port_name(host)}w"
+        self.run(SWITCH, f"ip link add {port} type veth peer name wlan0 netns {pid}")
+        try:
+            self.run(SWITCH, f"ip link set {port} master switch up")
+            self.run(host, f"ip address add {address}/24 dev wlan0")
+            self.run(host, "ip link set wlan0 up")
+            yield
+        finally:
+            self.run(SWITCH, f"ip link delete {port}")
+
+    @contextlib.contextmanager
+    def deaf(self, host: str, what: str = "all") -> Iterator[None]:
+        """Nothing of that comes to the host any more, which still sends: "all", or only "udp". Skips without iptables."""
+        if shutil.which("iptables") is None:
+            pytest.skip("iptables is not installed")
+        rule = f"INPUT -i eth0 -p {what} -j DROP"
+        try:
+            self.run(host, f"iptables -A {rule}")
+        except subprocess.CalledProcessError:
+            pytest.skip("iptables cannot be used in a namespace here")
+        try:
+            yield
+        finally:
+            self.run(host, f"iptables -D {rule}")
 
     def unplug(self, host: str) -> None:
         """The host loses its interface altogether, as when a USB adapter is pulled out."""
