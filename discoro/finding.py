@@ -144,15 +144,17 @@ class Finding:
         clock = asyncio.get_running_loop().time
         until, pause = clock() + SEEK_SECONDS, AGAIN_FIRST
         try:
-            while not self._dialler.linked(birth) and clock() < until:
+            while clock() < until:
+                hurry = await self._pause(pause)
+                pause = AGAIN_FIRST if hurry else min(2 * pause, SEEK_MOST)
+                if self._dialler.linked(birth):
+                    return
                 for address in addresses:
                     with contextlib.suppress(DiscoroError, TimeoutError):
                         greeting = await self._dialler.inquire(address, INQUIRE_TIMEOUT)
                         if greeting.birth == birth:
                             self._dialler.heard_of(birth, list(dict.fromkeys([address, *greeting.addresses])))
                             break
-                hurry = await self._pause(pause)
-                pause = AGAIN_FIRST if hurry else min(2 * pause, SEEK_MOST)
         finally:
             self._sought.discard(birth)
 

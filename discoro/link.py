@@ -137,6 +137,7 @@ class Link:
         self.connection: int | None = None  # the one whose frames count
         self.lost_because = ""
         self.certain = False  # the peer is known to be gone, not only out of reach
+        self.may_be_back = False  # it was lost because one of the two was out of reach, or asleep
         self.awaits_word = False  # its node, whom we know, will say how it ended: set by who knows both
         self.refused_code = self.refused_at = ""  # what the peer says that refuses us, and its address
         self.outbox = Outbox()
@@ -241,6 +242,7 @@ class Link:
         if self._give_up is not None and self._give_up <= now:
             waited = f"unreachable for {now - self._broken_at:.3g} s"
             because = f" ({self._broken_because})" if self._broken_because else ""
+            self.may_be_back = True
             self._end(State.LOST, f"{waited}{because}{self._what_was_tried()}")
 
     # -------------------------------------------------------------- introductions
@@ -383,6 +385,7 @@ class Link:
     def gone(self, connection: int) -> None:
         """The peer does not know our session any more."""
         if connection in (self.connection, self._greeter):
+            self.may_be_back = True
             self._end(State.LOST, PEER_ENDED)
 
     def bye(self, connection: int, reason: str) -> None:

@@ -556,8 +556,7 @@ class Mesh:
                     other.awaits_word = False  # nobody is left to say it
             for tell in list(self.on_peer_lost):
                 tell(link.peer, str(error))
-            may_be_back = link.state is State.LOST and not link.certain and link.peer.role == "node"
-            if may_be_back and self.finding is not None and not self._closing:
+            if link.may_be_back and link.peer.role == "node" and self.finding is not None and not self._closing:
                 self.finding.seek(link.birth, link.addresses)
 
     def introduce(self, link: Link, seconds: float) -> None:

@@ -174,3 +174,16 @@ def test_an_address_that_was_of_this_machine_and_refuses_means_nothing() -> None
         refused = address == "10.0.0.1:2"
         link.ended_connection(connection, NOW + 1, "connection refused" if refused else "no answer", refused=refused)
     assert not link.ended
+
+
+# --- whoever may be back
+
+
+def test_who_was_out_of_reach_or_asleep_may_be_back_and_who_broke_the_protocol_may_not() -> None:
+    unreachable, forgotten, expelled, left = (opened() for _ in range(4))
+    broken(unreachable).handle_timer(NOW + 15)
+    forgotten.gone(1)
+    expelled.lose("it broke the protocol")
+    left.bye(1, "left the mesh")
+    assert [link.may_be_back for link in (unreachable, forgotten, expelled, left)] == [True, True, False, False]
+    assert all(link.ended for link in (unreachable, forgotten, expelled, left))
