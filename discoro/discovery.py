@@ -106,7 +106,8 @@ class Discovery:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._resolving: set[str] = set()
         self._closing = False
-        self._news = asyncio.Event()  # the interfaces are others, or this is to be closed
+        self._moved = False  # the interfaces are others
+        self._news = asyncio.Event()  # so they are, or the advert, or this is to be closed
         self._maintenance: asyncio.Future[None] | None = None
         self._started = 0.0
         self._since = 0.0  # when something changed last: from then on it announces often for a while
@@ -127,7 +128,7 @@ class Discovery:
 
     async def advertise(self, advert: Advert, port: int) -> None:
         """Advertise this node, from now on so; called again where its addresses have changed. Returns at once: the first packet
-        leaves in the next turn.
+        leaves in one of the next turns.
 
         Of `advert.addresses` only the hosts count, which are IP addresses: `port` goes with each. Those that no other machine
         can dial are left out; with none left, or on a loopback-only node, all stays as it was. Raises ConfigError for an advert
@@ -144,15 +145,14 @@ class Discovery:
         self._service = AsyncServiceInfo(
             SERVICE, instance_of(advert), port=port, properties=txt, server=server, parsed_addresses=hosts
         )
-        if before is None:
-            await self._register()
-        elif before.parsed_addresses() != hosts:
-            self._news.set()
+        if before is None or before.parsed_addresses() != hosts:
+            self._news.set()  # `_maintain` alone registers and announces: the two at the same time get in each other's way
 
     def use(self, interfaces: Interfaces) -> None:
         """The machine's interfaces are these now, or it slept: soon others are asked and told anew, over these."""
         self._interfaces = interfaces
         self._since = asyncio.get_running_loop().time()
+        self._moved = True
         self._news.set()
 
     def refresh(self) -> None:
@@ -306,9 +306,10 @@ class Discovery:
             news = await self._news_within(RETRY_TIME)
             if self._closing:
                 return
+            moved, self._moved = self._moved, False
             try:
                 await self._settle()
-                if news:
+                if moved:
                     self.refresh()
                 if news or clock() - announced >= _announce_pause(clock() - self._since):
                     announced = clock()

@@ -98,6 +98,7 @@ def square(n, coro=None):
 
 def client(coro=None):
     began = time.monotonic()
+    say("looks")
     server = yield discoro.Coro.locate("discoro_server", timeout=40)
     say("found", time.monotonic() - began)
     computation = discoro.Computation(square)
@@ -112,6 +113,7 @@ discoro.run(client, discover_timeout=40, **OPTIONS)
 def visit(machines: Machines, host: str, **options: object) -> None:
     """A newcomer on that host finds the node and uses it."""
     visitor = machines.program(host, f"OPTIONS = {options!r}\n{VISITOR}")
+    visitor.next("looks", 30)
     seconds = visitor.next("found", 60)
     assert visitor.next("ran", 30) == 81
     visitor.succeed(20)
@@ -212,6 +214,7 @@ def test_an_interface_that_comes_up_after_the_start_is_used(tmp_path: Path) -> N
             assert node.ready["addresses"] == [f"127.0.0.1:{BASE_PORT}"]
             with machines.lan.unplugged("b"):
                 visitor = machines.program("b", f"OPTIONS = {{}}\n{VISITOR}")
+                visitor.next("looks", 30)
         print(f"found {visitor.next('found', 60):.1f} s after its start")
         assert visitor.next("ran", 30) == 81
         visitor.succeed(20)
