@@ -281,5 +281,3 @@ def test_what_is_no_list_of_addresses_is_refused(scene: Scene, addresses: Any) -
     with pytest.raises(ProtocolError, match="moved"):
         scene.moving.on_moved(moved(addresses))
     assert scene.peers.moves == []
-
-

@@ -64,7 +64,7 @@ class _Draw:
         if kind < 0.37:
             return self._visit()
         if kind < 0.42:
-            return self._doubled()
+            return self._garbled()
         if kind < 0.46:
             return self._unplugged()
         if kind < 0.58:
@@ -152,7 +152,7 @@ class _Draw:
             case 9:
                 return step.SetClock(chance.choice((-86_400.0, -10.0, 10.0, 86_400.0)))
             case 10:
-                return step.Double(a, b, seconds)
+                return chance.choice((step.Double, step.Omit))(a, b, seconds)
         how = chance.choice(("closed", "killed", "unplugged"))
         return step.Restart(a, how, chance.choice((0.0, 1.0, 25.0, 70.0)))
 
@@ -202,12 +202,13 @@ class _Draw:
         first, more = step.Send(by, to, chance.randint(4, 7)), step.Send(by, to, chance.randint(1, 5))
         return [*watched, first, step.Wait(1.0), more, *chance.choice(ends)]
 
-    def _doubled(self) -> list[Step]:
-        """Messages between two processes whose frames arrive twice."""
+    def _garbled(self) -> list[Step]:
+        """Messages between two processes whose frames arrive twice, or not at all."""
         chance, by, to = self._chance, self._who(), self._who()
         a, b = by % self._processes, to % self._processes
-        doubles: list[Step] = [step.Double(a, b, chance.choice(OUTAGES))] if a != b else []
-        return [*doubles, step.Send(by, to, chance.randint(1, 4), chance.choice(SIZES)), step.Deliver(to, by, 2.0)]
+        garbles = chance.choice((step.Double, step.Omit))
+        garbled: list[Step] = [garbles(a, b, chance.choice(OUTAGES))] if a != b else []
+        return [*garbled, step.Send(by, to, chance.randint(1, 4), chance.choice(SIZES)), step.Deliver(to, by, 2.0)]
 
     def _unplugged(self) -> list[Step]:
         """Somebody waits for a coroutine of a process whose machine is gone for long, and which nobody tells of."""

@@ -157,6 +157,7 @@ MUTANTS = [
     Mutant("after a reconnect the first frame is not sent again", Outbox, "resume", _resend_all_but_one),
     Mutant("one frame too many is acknowledged", Link, "data", _acknowledge_too_much),
     Mutant("frames that came already are handed up again", Link, "data", _duplicates_too),
+    Mutant("a gap in the numbers is accepted", Link, "data", _gaps_too),
     Mutant("acknowledgements by themselves are never sent", Link, "_send_ack", _nothing),
     Mutant("nothing is acknowledged at all", Outbox, "acknowledge", _nothing),
     Mutant("a peer is lost a second after its connection broke", Link, "_broken", _lose_early),
@@ -180,10 +181,6 @@ EQUIVALENT = [
     (
         Mutant("it is not heard that the peer gave up a link", Link, "gone", _nothing),
         "its greetings are answered no more, so that peer_timeout ends it, later",
-    ),
-    (
-        Mutant("a gap in the numbers is accepted", Link, "data", _gaps_too),
-        "what carries frames leaves none out within one connection: TCP",
     ),
     (
         Mutant("a frame of a connection that was given up counts", Link, "data", _any_connection),

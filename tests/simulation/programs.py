@@ -138,6 +138,14 @@ class Double(NamedTuple):
     seconds: float
 
 
+class Omit(NamedTuple):
+    """Numbered frames between the two are left out for so long, as TCP does not, and a man in the middle may."""
+
+    a: int
+    b: int
+    seconds: float
+
+
 class Freeze(NamedTuple):
     """The loop of a process stands still for so long; its connections stand, and others can connect."""
 
@@ -232,7 +240,7 @@ class File(NamedTuple):
 Talk = Send | Deliver | Ask | Receive
 Shared = Put | Get | Subscribe | Publish | Register | Locate | File
 Other = Monitor | Link | Result | Alive | Terminate | Finish | Stall | Start | Setup | Run | Close | Shared
-Step = Talk | Other | Restart | Cut | Part | OneWay | Double | Freeze | Firewall | SetClock | Wait
+Step = Talk | Other | Restart | Cut | Part | OneWay | Double | Omit | Freeze | Firewall | SetClock | Wait
 
 
 class Program(NamedTuple):

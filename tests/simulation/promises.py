@@ -159,6 +159,14 @@ class Parted(NamedTuple):
     pair: frozenset[int]
 
 
+class Omitted(NamedTuple):
+    """Some of what passed between two was left out."""
+
+    at: float
+    until: float
+    pair: frozenset[int]
+
+
 class Frozen(NamedTuple):
     """The loop of a process stands still."""
 
@@ -275,7 +283,7 @@ class Bug(NamedTuple):
 
 
 Said = Began | Done | Sent | Refused | Received | Noticed
-Faults = Died | Parted | Frozen | Hindered
+Faults = Died | Parted | Omitted | Frozen | Hindered
 Goods = InQueue | Published | Heard | Over | Spoilt
 Event = Said | Goods | Ended | Condemned | Linked | Lost | Faults | Visited | Left | Counted | Lives | Leftover | Exceeded | Bug
 
@@ -370,7 +378,7 @@ class History:
 
     def trouble(self, began: float, ended: float) -> float:
         """Seconds of a span that partitions may account for."""
-        faults = (*self.of(Parted), *self.of(Frozen), *self.of(Hindered))
+        faults = (*self.of(Parted), *self.of(Omitted), *self.of(Frozen), *self.of(Hindered))
         near = [each for each in faults if each.at < ended and each.until > began - PEER_TIMEOUT]
         return sum(min(each.until, ended) - each.at + FOUND_AGAIN + PEER_TIMEOUT for each in near)
 
