@@ -42,7 +42,7 @@ class DiscoveryPeer:
         assert self.process.stdin is not None and self.process.stdout is not None
         self._commands, self._events = self.process.stdin, self.process.stdout
         self._buffer = b""
-        self.wait("ready", 10)
+        self.wait("ready", 60)  # many processes may start at once
 
     def tell(self, do: str, **arguments: Any) -> None:
         """Send a command."""
