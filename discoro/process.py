@@ -4,7 +4,8 @@ Used for workers (children of a node) and for a node that a program starts for i
 that ended, and none needs the other's cooperation for it. `Child` is the parent's side, `Parent` the child's; between them is
 one pipe, the child's standard input: the parent tells a line of JSON through it, perhaps more of them later, and closes it to
 have the child end.
-Nothing here knows what a child does.
+What a child starts goes down with it: its process group, and on Linux whatever else has its mark in the environment that it was
+started with, in a session of its own too. Nothing here knows what a child does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import contextlib
 import json
 import os
 import resource
+import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -26,6 +29,10 @@ PR_SET_PDEATHSIG = 1  # prctl(2): the signal that this process gets when the thr
 CHUNK = 64 * 1024  # bytes of output taken at once; what a pipe holds
 DESCRIPTORS = 16_384  # one process with all the links and connections that it may have needs fewer
 TOLD_LIMIT = 64 * 1024  # bytes of the line that a child is told: it fits into an empty pipe, so that telling never waits
+MARK = "DISCORO_CHILD"  # the variable that names a child, and those that it is a child of, to whatever they start
+KILLED_WITHIN = 0.1  # seconds for a killed process to be gone; one in an uninterruptible call takes longer, and is left
+SWEEP_TIMEOUT = 2.0  # seconds for all of that: the kernel may keep whoever looks at a process that hangs
+ROUNDS = 10  # looks at all processes for what a child left: what forks while it is looked for is found by the next
 
 
 class Child:
@@ -34,7 +41,8 @@ class Child:
     Made inside a running event loop; the thread that makes it must live as long as the child may (see `Parent.end_with`).
     `told` reaches it through its standard input, so that no list of processes shows it. `on_output` is called with what it
     writes on standard output, and `with_errors` on standard error. `ended` is set to its status, as subprocess has it; wait
-    for it with `asyncio.wait`, which leaves it alone. Raises OSError where it cannot be started.
+    for it with `asyncio.wait`, which leaves it alone; `peak` is then the most memory that it had resident, in bytes; 0 where
+    that was less than its parent ever had, which the kernel counts as the child's too. OSError where it cannot be started.
 
     It is no asyncio.subprocess: the `wait` of that also waits until nobody holds the pipes any more (Python 3.11.7 to 3.13), so
     that a process started by the child would hide the child's end.
@@ -50,8 +58,11 @@ class Child:
         with_errors: bool = False,
     ) -> None:
         pipe, errors = subprocess.PIPE, subprocess.STDOUT if with_errors else None
+        self._mark = secrets.token_hex(8)
+        env = child_environment()
+        env[MARK] = f"{env[MARK]}:{self._mark}" if MARK in env else self._mark
         self._process = subprocess.Popen(
-            command, bufsize=0, stdin=pipe, stdout=pipe, stderr=errors, cwd=cwd, env=child_environment(), process_group=0
+            command, bufsize=0, stdin=pipe, stdout=pipe, stderr=errors, cwd=cwd, env=env, process_group=0
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
@@ -59,6 +70,9 @@ class Child:
         self._on_output = on_output
         self._silent: asyncio.Future[None] = self._loop.create_future()  # its output has ended
         self.ended: asyncio.Future[int] = self._loop.create_future()
+        self.peak = 0
+        self._not_its_own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._reaping = threading.Lock()  # so that no signal goes to another process that has its number by then
         os.set_blocking(self._output.fileno(), False)
         self._loop.add_reader(self._output.fileno(), self._read)
         threading.Thread(target=self._wait, name=f"child {self.pid}", daemon=True).start()
@@ -76,13 +90,25 @@ class Child:
     def __repr__(self) -> str:
         return f"<Child {self.pid} {f'status {self.ended.result()}' if self.ended.done() else 'running'}>"
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has, also where the loop was not told yet, if the system says so."""
+        try:
+            return self.ended.done() or os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+        except ChildProcessError:  # it is reaped
+            return True
+        except AttributeError:  # macOS, before Python 3.13
+            return False
+
     def ask_to_end(self) -> None:
         """Close its standard input, which it takes as the request to end in order."""
         self._input.close()
 
     def signal(self, number: int) -> None:
         """A signal to the child alone; none where it has ended."""
-        self._process.send_signal(number)
+        with self._reaping, contextlib.suppress(ProcessLookupError):
+            if self._process.returncode is None:
+                os.kill(self.pid, number)
 
     def signal_group(self, number: int) -> None:
         """A signal to the child and to what it started, but for what moved to another process group."""
@@ -90,9 +116,10 @@ class Child:
             os.killpg(self.pid, number)
 
     async def finish(self, timeout: float) -> int:
-        """Wait for its end, end what it started, take the rest of its output for at most `timeout` seconds; its status."""
+        """Wait for its end, kill what it started, take the rest of its output for at most `timeout` seconds; its status."""
         await asyncio.wait([self.ended])
-        self.signal_group(signal.SIGKILL)
+        sweep = asyncio.ensure_future(asyncio.to_thread(kill_marked, self._mark))
+        await asyncio.wait([sweep], timeout=SWEEP_TIMEOUT)
         await asyncio.wait([self._silent], timeout=timeout)
         self._close_output()
         self._input.close()
@@ -100,9 +127,29 @@ class Child:
 
     def _wait(self) -> None:
         """In a thread of its own, which does nothing but wait."""
-        status = self._process.wait()
+        if hasattr(os, "waitid"):  # not on macOS, before Python 3.13
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            self.signal_group(signal.SIGKILL)  # before it is reaped: until then nobody else can have its number
+            with self._reaping:
+                status = self._reap()
+        else:
+            status = self._reap()
+            self.signal_group(signal.SIGKILL)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self.ended.set_result, status)
+
+    def _reap(self) -> int:
+        """Its status, as subprocess has it; 0 where this process has the kernel reap its children (SIGCHLD ignored)."""
+        try:
+            _, status, usage = os.wait4(self.pid, 0)
+        except ChildProcessError:
+            self._process.returncode = 0
+            return 0
+        if usage.ru_maxrss > self._not_its_own:
+            self.peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        return self._process.returncode
 
     def _read(self) -> None:
         try:
@@ -201,6 +248,50 @@ class Later:
         self._last = [what]
         if self._use is not None:
             self._use(what)
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9; "signal 40" for one without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process with this mark in the environment it was started with, until none is left; it takes milliseconds.
+
+    What took the mark out of its environment, or belongs to another user, lives on. Nothing where there is no /proc.
+    """
+    for _ in range(ROUNDS):
+        found = [pid for pid in _processes() if _is_marked(pid, mark)]
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                descriptor = os.pidfd_open(pid)
+                try:
+                    if _is_marked(pid, mark):  # still the same: it cannot become another one from here on
+                        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                        select.select([descriptor], [], [], KILLED_WITHIN)
+                finally:
+                    os.close(descriptor)
+
+
+def _processes() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    except OSError:
+        return []
+
+
+def _is_marked(pid: int, mark: str) -> bool:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended, or belongs to somebody else
+        return False
+    marks = next((each for each in environment.split(b"\0") if each.startswith(f"{MARK}=".encode())), b"")
+    return mark.encode() in marks
 
 
 def set_limits() -> None:

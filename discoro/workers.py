@@ -2,7 +2,8 @@
 
 A `Worker` is one child process, warm until a slot adopts it for a client, ended after that client's last computation there has
 closed. `Workers` starts them, with growing pauses where they die as they start; asks them to end, or kills them; and says how
-each ended. `Output` is what one of them writes. Which computation goes where is the slots' to decide (node.py).
+each ended, with what it saw of its memory until then (verdicts.py puts that into words). `Output` is what one of them writes.
+Which computation goes where is the slots' to decide (node.py).
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from discoro import vitals
 from discoro.directory import NodeDirectory, remove_unless_kept
 from discoro.errors import ProtocolError, SetupFailed
 from discoro.files import Contents, Shipped, units
 from discoro.mesh import Mesh
 from discoro.messages import Greeting
-from discoro.process import Child
+from discoro.process import Child, signal_name
 from discoro.references import CoroRef
 from discoro.requests import Incoming
+from discoro.verdicts import End, verdict
 
 log = logging.getLogger("discoro.workers")
 
@@ -41,8 +44,8 @@ GIVE_UP = 3  # workers in a row that died as they started: whoever waits for one
 PAUSE_FIRST, PAUSE_MOST = 0.1, 30.0  # seconds before the next start after such a death, doubled each time
 SPARE_WORKERS = 1  # warm ones beyond those for free slots: for the client that comes to a busy slot
 LAST_LINES, LAST_CHARACTERS = 120, 300  # of a worker's output, and of each line, are kept: a crash's stack has 100
-TOLD_LINES = 5  # of these are told in an exit reason, which goes to everybody who is linked
 LINE_BYTES = 64 * 1024  # the longest line of output taken in one piece
+SAMPLE_EVERY = 2.0  # seconds between two looks at the memory of all workers: a look at 250 of them takes 5 ms
 
 
 @dataclass
@@ -70,6 +73,7 @@ class Worker:
     client: Greeting | None = None
     computations: dict[str, Held] = field(default_factory=dict)
     ending: str = ""  # why the node ends it, if it does
+    held: int = 0  # bytes of memory resident at the last look
     in_doubt: bool = False  # perhaps stuck in a setup that was given up: nothing new goes there until that is known
 
     @property
@@ -126,29 +130,26 @@ class Output:
             self.came.set()
         return lines
 
-    def summary(self) -> str:
-        """The last lines, in one; after a crash in C, where it was."""
-        lines = [line.strip() for line in self.last if line.strip()]
-        crash = next((at for at, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
-        return " | ".join(lines[-TOLD_LINES:] if crash is None else lines[crash : crash + TOLD_LINES])
-
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(10, 32), *range(127, 160))}
 
 
 class Workers:
-    """All workers of a node with that many slots. `ports`: where they may listen; `blobs`: where received files are."""
+    """All workers of a node with that many slots. `ports`: where they may listen; `max_memory`: bytes for each, 0: any."""
 
-    def __init__(self, mesh: Mesh, directory: NodeDirectory, ports: range | None, slots: int) -> None:
+    def __init__(self, mesh: Mesh, directory: NodeDirectory, ports: range | None, slots: int, max_memory: int = 0) -> None:
         self._mesh = mesh
         self._directory = directory
         self._ports = ports
         self._slots = slots
+        self._max_memory = max_memory
         self._all: dict[int, Worker] = {}  # by pid
         self._warm: deque[Worker] = deque()
         self._starting: set[asyncio.Task[None]] = set()
         self._watching: set[asyncio.Task[None]] = set()
         self._moved = asyncio.Event()  # set, and replaced, when one became warm, or none did
+        self._kills = deque([vitals.kills()] * 2, maxlen=2)  # at the last two looks: a kill may be counted before it is seen
+        self._sampling = asyncio.create_task(self._sample())
         self._deaths = 0  # of workers that were not ready yet, in a row
         self._last_death = ""
         self._stopping = False
@@ -169,6 +170,7 @@ class Workers:
         """End every worker, and wait until each is reaped and its files are gone."""
         self._stopping = True
         self._tell_waiting()
+        self._sampling.cancel()
         for task in self._starting:
             task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
@@ -180,7 +182,7 @@ class Workers:
         who = self._mesh.me.name
         try:
             async with asyncio.timeout(READY_TIMEOUT):
-                while not self._warm:
+                while not (worker := self._take_warm()):
                     if self._stopping:
                         raise SetupFailed(f"{who} is stopping: locate another server")
                     if self._deaths >= GIVE_UP:
@@ -188,10 +190,17 @@ class Workers:
                     await self._moved.wait()
         except TimeoutError:
             raise SetupFailed(f"{who} had no worker ready in {READY_TIMEOUT:g} s: try again, or another server") from None
-        worker = self._warm.popleft()
         worker.client, worker.slot = client, slot
         self.refill()
         return worker
+
+    def _take_warm(self) -> Worker | None:
+        """The one that is warm for longest; those that died a moment ago are passed over, and their ends told soon."""
+        while self._warm:
+            worker = self._warm.popleft()
+            if not worker.child.has_ended:
+                return worker
+        return None
 
     async def end(self, worker: Worker, why: str) -> None:
         """End a worker: asked first, then killed with all it started; returns once it is gone."""
@@ -266,6 +275,7 @@ class Workers:
             await self.kill(worker, f"it was not ready in {READY_TIMEOUT:g} s")
         else:
             self._deaths = 0
+            worker.held = vitals.resident(worker.pid)
             self._warm.append(worker)
             self._tell_waiting()
 
@@ -321,12 +331,38 @@ class Workers:
         status = await worker.child.finish(OUTPUT_TIMEOUT)
         self._print(worker, worker.output.end())
         del self._all[worker.pid]
-        how = f"{self._mesh.me.name}/{worker.pid} {exit_reason(status, worker)}"
+        how = f"{self._mesh.me.name}/{worker.pid} {self._why(status, worker)}"
         try:
             self._tell_end(worker, how)
             await asyncio.to_thread(remove_unless_kept, worker.directory)
         finally:
             worker.gone.set_result(how)
+
+    def _why(self, status: int, worker: Worker) -> str:
+        """How a worker ended, in words."""
+        if worker.ending:
+            return f"was ended: {worker.ending}"
+        killed = vitals.kills().since(self._kills[0])
+        end = End(
+            status=status,
+            signal=signal_name(-status) if status < 0 else "",
+            held=worker.held,
+            peak=worker.child.peak,
+            limit=self._max_memory,
+            room=vitals.memory_there_is(),
+            group_kills=killed.group,
+            machine_kills=killed.machine,
+            output=list(worker.output.last),
+        )
+        return verdict(end)
+
+    async def _sample(self) -> None:
+        """Look at the memory of every worker, again and again: afterwards it would be too late."""
+        while True:
+            await asyncio.sleep(SAMPLE_EVERY)
+            for worker in self:
+                worker.held = vitals.resident(worker.pid) or worker.held
+            self._kills.append(vitals.kills())
 
     def _tell_end(self, worker: Worker, how: str) -> None:
         if worker.ready.done():
@@ -335,8 +371,9 @@ class Workers:
                 log.warning("! worker %s", how)
         elif not self._stopping:
             self._died(how)
-        if worker in self._warm:
-            self._warm.remove(worker)
+        if worker.slot is None and worker.ready.done():
+            with contextlib.suppress(ValueError):  # it was passed over already
+                self._warm.remove(worker)
             self._deaths = max(1, self._deaths)  # whatever killed it gets no faster than we start others
         self.on_ended(worker, how)
         self.refill()
@@ -362,20 +399,3 @@ class Workers:
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(text)
                 sys.stderr.flush()
-
-
-def exit_reason(status: int, worker: Worker) -> str:
-    """How a worker ended, in words, with its last output where it ended by itself."""
-    if worker.ending:
-        return f"was ended: {worker.ending}"
-    how = f"was killed by {signal_name(-status)}" if status < 0 else f"exited with status {status}"
-    last = worker.output.summary()
-    return f"{how}; its last output: {last}" if last else how
-
-
-def signal_name(number: int) -> str:
-    """SIGKILL for 9; "signal 40" for one without a name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -174,11 +174,14 @@ def test_more_output_than_a_pipe_holds_is_taken_to_its_end() -> None:
 # Its end.
 
 
-def test_its_end_is_seen_though_a_process_that_left_the_group_holds_the_pipe() -> None:
+def test_its_end_is_seen_though_a_process_that_lives_on_holds_the_pipe() -> None:
+    """It left the group and has not got the mark: what is meant to stay is started so."""
+
     async def work() -> None:
         watched = Watched("""
             import os, subprocess
-            held = subprocess.Popen(["sleep", "600"], start_new_session=True)
+            env = {name: value for name, value in os.environ.items() if name != "DISCORO_CHILD"}
+            held = subprocess.Popen(["sleep", "600"], start_new_session=True, env=env)
             print(held.pid, flush=True)
             os._exit(3)
         """)
@@ -197,6 +200,54 @@ def test_what_it_started_ends_with_it() -> None:
         """)
         await watched.finish()
         until_ended([int(watched.output)], 5)
+
+    in_loop(work)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc, in which marks are looked for")
+LEAVING = """
+    import os, subprocess, sys
+    command = [sys.executable, "-c", 'import os, time; os.fork(); print(os.getpid(), flush=True); time.sleep(600)']
+    subprocess.Popen(command, start_new_session=True)
+    import signal; signal.pause()
+"""
+
+
+@needs_proc
+def test_what_moved_to_sessions_of_its_own_ends_with_it_whoever_kills_it() -> None:
+    async def work() -> None:
+        watched = Watched(LEAVING)
+        async with asyncio.timeout(10):
+            while watched.output.count(b"\n") < 2:
+                watched.wrote.clear()
+                await watched.wrote.wait()
+        watched.child.signal(signal.SIGKILL)
+        await watched.finish()
+        until_ended([int(line) for line in watched.output.split()], 0)
+
+    in_loop(work)
+
+
+@needs_proc
+def test_the_children_of_a_child_that_is_a_parent_itself_are_found_by_either_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISCORO_CHILD", "outer")
+    kept = subprocess.Popen(["sleep", "600"], env={"DISCORO_CHILD": "another"})
+    inner = subprocess.Popen(["sleep", "600"], env={"DISCORO_CHILD": "outer:inner"}, start_new_session=True)
+    try:
+        process.kill_marked("outer")
+        assert inner.wait(5) == -signal.SIGKILL and kept.poll() is None
+    finally:
+        kept.kill()
+        kept.wait()
+        inner.kill()
+        inner.wait()
+
+
+def test_the_most_memory_that_it_had_is_known_afterwards() -> None:
+    async def work() -> None:
+        watched = Watched("bytearray(200 << 20)[:: 4096] = b'x' * (200 << 8)")
+        assert await watched.finish() == 0
+        assert 200 << 20 < watched.child.peak < 400 << 20
 
     in_loop(work)
 
