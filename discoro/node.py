@@ -36,6 +36,7 @@ MAX_SLOTS = PORT_RANGE // 2  # so that every slot has a port for its worker, and
 WORKERS_PER_SLOT = 8  # clients that may share one slot: each costs a process of some 35 MB
 GONE_KEPT = 1000  # computations lost with their workers, remembered so that ping and close can say how
 GIVE_UP_TIMEOUT = 1.0  # seconds for a worker to close a computation whose setup was given up, before it is killed
+UNUSABLE = 1_000_000  # the load of a slot where no worker starts: whoever has a choice takes another
 CLOSE_LATER = 1.0  # seconds on top of close's timeout, after which the worker itself can say what was stuck
 
 
@@ -209,7 +210,7 @@ class Slot:
         if len(here) >= WORKERS_PER_SLOT:
             raise SetupFailed(f"this slot has {WORKERS_PER_SLOT} workers, for as many clients: close one, or take another slot")
         worker = await self._workers.adopt(client, self._number)
-        self._weigh()
+        self.weigh()
         return worker
 
     def _opened(self, worker: Worker, number: str) -> None:
@@ -318,7 +319,7 @@ class Slot:
             self._let_go(number)
         while len(self._gone) > GONE_KEPT:
             self._gone.popitem(last=False)
-        self._weigh()
+        self.weigh()
 
     def client_lost(self, client: Greeting) -> None:
         """A client that is gone leaves nothing: its setups are given up, its workers end."""
@@ -329,8 +330,9 @@ class Slot:
                 worker.ending = f"its client {client.name}/{client.pid} is gone"
                 self._mesh.spawn(self._workers.kill(worker, worker.ending))
 
-    def _weigh(self) -> None:
-        self.coro.load = len(self._here())
+    def weigh(self) -> None:
+        """How busy it is has changed: `locate` tells others."""
+        self.coro.load = UNUSABLE if self._workers.given_up else len(self._here())
 
 
 class Node:
@@ -365,6 +367,7 @@ class Node:
             resources.push_async_callback(workers.stop)
             self.slots = [Slot(self.mesh, workers, number) for number in range(self.options.slots)]
             workers.on_ended = self._worker_ended
+            workers.on_able = self._weigh
             self.mesh.on_peer_lost.append(self._peer_lost)
             self.mesh.rekeying.on_changed.append(workers.tell_key)
             self.mesh.moving.on_change += [workers.tell_hosts, lambda: self.mesh.spawn(self._advertise())]
@@ -388,6 +391,10 @@ class Node:
     def _worker_ended(self, worker: Worker, how: str) -> None:
         if worker.slot is not None:
             self.slots[worker.slot].worker_ended(worker, how)
+
+    def _weigh(self) -> None:
+        for slot in self.slots:
+            slot.weigh()
 
     def _peer_lost(self, peer: Greeting, reason: str) -> None:
         for slot in self.slots:

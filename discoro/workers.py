@@ -40,7 +40,7 @@ END_TIMEOUT = 1.5  # seconds between asking a worker to end and killing it: a no
 OUTPUT_TIMEOUT = 0.2  # seconds for the last output of a worker that has ended: somebody else may hold its pipe
 LOOK_TIMEOUT = 0.5  # seconds for a busy worker's stack to arrive
 STARTS = max(2, os.cpu_count() or 1)  # workers that start at the same time: each needs a processor for 0.2 s
-GIVE_UP = 3  # workers in a row that died as they started: whoever waits for one is told
+GIVE_UP = 3  # workers in a row that died as they started: setups are refused until one starts
 PAUSE_FIRST, PAUSE_MOST = 0.1, 30.0  # seconds before the next start after such a death, doubled each time
 SPARE_WORKERS = 1  # warm ones beyond those for free slots: for the client that comes to a busy slot
 LAST_LINES, LAST_CHARACTERS = 120, 300  # of a worker's output, and of each line, are kept: a crash's stack has 100
@@ -154,6 +154,7 @@ class Workers:
         self._last_death = ""
         self._stopping = False
         self.on_ended: Callable[[Worker, str], None] = lambda worker, how: None
+        self.on_able: Callable[[], None] = lambda: None  # `given_up` has changed
         mesh.handlers["ready"] = self._on_ready
 
     def __iter__(self) -> Iterator[Worker]:
@@ -161,6 +162,11 @@ class Workers:
 
     def __repr__(self) -> str:
         return f"<Workers {len(self._all)}, {len(self._warm)} warm, {len(self._starting)} starting>"
+
+    @property
+    def given_up(self) -> bool:
+        """Whether workers do not start here, as far as is known: then setups are refused."""
+        return self._deaths >= GIVE_UP
 
     def at(self, slot: int) -> list[Worker]:
         """The workers that this slot adopted, and that have not ended."""
@@ -185,8 +191,9 @@ class Workers:
                 while not (worker := self._take_warm()):
                     if self._stopping:
                         raise SetupFailed(f"{who} is stopping: locate another server")
-                    if self._deaths >= GIVE_UP:
-                        raise SetupFailed(f"workers do not start at {who}; the last one, {self._last_death}")
+                    if self.given_up:
+                        again = f"It is tried again: set up later, or locate another server. The last one, {self._last_death}"
+                        raise SetupFailed(f"workers do not start at {who}, {self._deaths} in a row. {again}")
                     await self._moved.wait()
         except TimeoutError:
             raise SetupFailed(f"{who} had no worker ready in {READY_TIMEOUT:g} s: try again, or another server") from None
@@ -274,7 +281,10 @@ class Workers:
         elif not worker.ready.done():
             await self.kill(worker, f"it was not ready in {READY_TIMEOUT:g} s")
         else:
-            self._deaths = 0
+            was_given_up, self._deaths = self.given_up, 0
+            if was_given_up:
+                log.warning("= workers start again: setups are taken")
+                self.on_able()
             worker.held = vitals.resident(worker.pid)
             self._warm.append(worker)
             self._tell_waiting()
@@ -383,6 +393,9 @@ class Workers:
         self._deaths += 1
         self._last_death = how
         log.warning("! a worker did not start: %s", how)
+        if self._deaths == GIVE_UP:
+            log.error("! %d workers in a row did not start: setups are refused until one does", self._deaths)
+            self.on_able()
         self._tell_waiting()
 
     def _tell_waiting(self) -> None:

@@ -104,7 +104,7 @@ SAYS = {
     + "".join(f"{name} heard 6 lines\n" for name in ("ada", "grace", "barbara")),
     "pipeline": "100 blocks of 1 MiB taken, checksum d9a0707b\nthe producer's memory grew by less than 20 MiB\n",
     "supervisor": (
-        r"job 3: exception: job 3 is a bad one\njob 6: worker lost: \S+/\d+ was killed by SIGKILL\n"
+        r"job 3: exception: job 3 is a bad one\njob 6: worker lost: \S+/\d+ was killed by SIGKILL, by somebody.*\n"
         r"done: {0: 0, 1: 1, 2: 4, 4: 16, 5: 25, 7: 49, 8: 64, 9: 81}\n"
     ),
 }

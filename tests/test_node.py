@@ -159,8 +159,10 @@ def test_workers_that_do_not_start(
     async def work(node: Node, mesh: Mesh) -> None:
         server = await discoro.Coro.locate("discoro_server")
         computation = Computation(pid_of)
-        with pytest.raises(SetupFailed, match=f"workers do not start at node; the last one.*{why}"):
+        with pytest.raises(SetupFailed, match=f"workers do not start at node, \\d+ in a row. It is tried again.*{why}"):
             await computation.setup(server)
+        load = await mesh.ask(node.mesh.me.birth, "locate", {"name": "discoro_server"}, 5)
+        assert load[0][1] == node_module.UNUSABLE
         monkeypatch.setattr(workers_module.sys, "executable", sys_executable)
         while True:
             try:
@@ -168,12 +170,17 @@ def test_workers_that_do_not_start(
                 break
             except SetupFailed:
                 continue
+        load = await mesh.ask(node.mesh.me.birth, "locate", {"name": "discoro_server"}, 5)
+        assert load[0][1] == 1
         await computation.close(server)
 
     sys_executable = sys.executable
     monkeypatch.setattr(workers_module.sys, "executable", python(tmp_path))
     with_node(tmp_path, work)
-    assert 3 <= len([record for record in caplog.records if "did not start" in record.message]) < 10
+    said = [record.message for record in caplog.records if record.name == "discoro.workers"]
+    assert 3 <= len([text for text in said if text.startswith("! a worker did not start")]) < 10
+    assert len([text for text in said if text.endswith("setups are refused until one does")]) == 1
+    assert len([text for text in said if text == "= workers start again: setups are taken"]) == 1
 
 
 def test_a_worker_that_never_gets_ready_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
