@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import Any, Protocol, cast
 
-from discoro import payload
+from discoro import allowance, payload
 from discoro.driving import (
     Exited,
     Steered,
@@ -483,6 +483,8 @@ class Coro(Handle):
         self.mailbox.close(f"ended before it replied ({outcome.text or outcome.reason})")
         self._host.leave(self, outcome)
         self._task = None
+        if isinstance(outcome.error, MemoryError):
+            allowance.settle(outcome.error)
 
     def _judge(self, task: asyncio.Task[Any]) -> Outcome:
         error = self._steered.not_raised if task.cancelled() else task.exception()
@@ -500,6 +502,8 @@ class Coro(Handle):
             if not returned:
                 return Outcome(NORMAL, task.result())
             error = TypeError(f"{self.name} ({self}) returned {returned}: write `return (yield ...)`, or `return await ...`")
+        if isinstance(error, MemoryError):
+            allowance.lift(error)
         explain(error)
         error = error.with_traceback(from_user(error.__traceback__))  # an assignment is what a frozen dataclass refuses
         return Outcome(EXCEPTION, error=error, text=_told(error))

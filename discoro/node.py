@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from discoro import allowance
 from discoro.adverts import Advert
 from discoro.coro import Coro
 from discoro.directory import NodeDirectory, keep
@@ -48,6 +49,7 @@ class NodeOptions:
     port: int = BASE_PORT
     dest_path: Path = Path("discoro")
     max_file_size: int = 0
+    max_memory: int = 0  # of each worker
 
 
 @dataclass(eq=False)
@@ -345,6 +347,7 @@ class Node:
     def __init__(self, options: NodeOptions, **mesh_options: Any) -> None:
         if not 0 < options.slots <= MAX_SLOTS:
             raise ConfigError(f"{options.slots} slots: a node has 1 to {MAX_SLOTS}. Choose another number with -c")
+        allowance.check(options.max_memory)
         self.options = options
         port = options.port
         here = Place(
@@ -363,7 +366,7 @@ class Node:
             resources.callback(directory.remove)
             self.mesh.keep_files(self.options.dest_path.absolute(), directory.blobs)
             await resources.enter_async_context(self.mesh)
-            workers = Workers(self.mesh, directory, self._worker_ports(), self.options.slots)
+            workers = Workers(self.mesh, directory, self._worker_ports(), self.options.slots, self.options.max_memory)
             resources.push_async_callback(workers.stop)
             self.slots = [Slot(self.mesh, workers, number) for number in range(self.options.slots)]
             workers.on_ended = self._worker_ended

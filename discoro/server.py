@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from discoro import payload
+from discoro import allowance, payload
 from discoro.coro import Coro, current_coro
 from discoro.depends import importable
 from discoro.errors import (
@@ -409,6 +409,9 @@ def _call(body: Sequence[Part], namespace: payload.Namespace, failed: type[Disco
         with calling(namespace):
             func(*args, **kwargs)
     except BaseException as error:  # the user's own, SystemExit too: it goes back to the one who sent the function
+        if isinstance(error, MemoryError):
+            allowance.lift(error)
+            allowance.settle(error)
         said = "".join(traceback.format_exception_only(error)).strip()  # which takes errors whose own str() fails
         raise failed(f"func {func.__name__} of {when} raised {said}") from error
 

@@ -85,7 +85,7 @@ def _limit(end: End) -> str:
     words = "\n".join([*end.output[-TOLD_LINES:], *_crash(end.output)]).lower()
     if not end.limit or not (_most(end) >= NEAR * end.limit or any(each.lower() in words for each in OUT_OF_MEMORY)):
         return ""
-    return f"most likely for the {size_text(end.limit)} that --max-memory lets it have"
+    return f"most likely because it reached the {size_text(end.limit)} that --max-memory lets it have"
 
 
 def _memory(end: End) -> list[str]:

@@ -320,6 +320,7 @@ class Workers:
             "debug": mesh.debug,
             "ports": [self._ports.start, self._ports.stop] if self._ports else None,
             "blobs": str(self._directory.blobs),
+            "max_memory": self._max_memory,
             "max_file_size": mesh.options.max_file_size,
             "token": token,
         }

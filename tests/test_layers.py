@@ -20,9 +20,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "discoro"
 # Imports go from right to left only. A package counts as one room (cli).
 ORDER = (
     "errors memory progress folding verdicts packing messages pacing outbox link blobs copies files store directory trees "
-    "inside imports modules building arrays raised shipping culprit payload depends process vitals throttle watchdog "
-    "keyfile security connections zmtp sockets arrivals listening dialling transport interfaces adverts discovery peers "
-    "references requests outcomes mailbox driving coro script exits holding names finding introducing presence local "
+    "inside imports modules building arrays raised shipping culprit payload depends process vitals allowance throttle "
+    "watchdog keyfile security connections zmtp sockets arrivals listening dialling transport interfaces adverts discovery "
+    "peers references requests outcomes mailbox driving coro script exits holding names finding introducing presence local "
     "options answers transfers exchange sending moving rekeying mesh services broadcasting spreading hubs channels queues "
     "rci computation server workers node program background blocking pool cli __main__"
 ).split()

@@ -60,18 +60,19 @@ NOT_FOR_MEMORY = "was killed by SIGKILL, by somebody, and not by the kernel for 
         # the limit of --max-memory: where there is one, and its memory or its last words say so
         (
             {"signal": "SIGABRT", "limit": 512 * MIB, "output": ["what():  std::bad_alloc"]},
-            "crashed by SIGABRT, most likely for the 512 MiB that --max-memory lets it have; "
+            "crashed by SIGABRT, most likely because it reached the 512 MiB that --max-memory lets it have; "
             "its last output: what():  std::bad_alloc",
         ),
         ({"signal": "SIGABRT", "output": ["std::bad_alloc"]}, "crashed in C code by SIGABRT; its last output: std::bad_alloc"),
         (
             {"signal": "SIGSEGV", "limit": 512 * MIB, "peak": 400 * MIB},
-            "crashed by SIGSEGV, most likely for the 512 MiB that --max-memory lets it have; it held 400 MiB",
+            "crashed by SIGSEGV, most likely because it reached the 512 MiB that --max-memory lets it have; it held 400 MiB",
         ),
         ({"signal": "SIGSEGV", "limit": 512 * MIB, "peak": 40 * MIB}, "crashed in C code by SIGSEGV; it held 40 MiB"),
         (
             {"status": 1, "limit": 512 * MIB, "output": ["MemoryError"]},
-            "exited with status 1, most likely for the 512 MiB that --max-memory lets it have; its last output: MemoryError",
+            "exited with status 1, most likely because it reached the 512 MiB that --max-memory lets it have; "
+            "its last output: MemoryError",
         ),
         ({"signal": "SIGTERM", "limit": MIB, "peak": MIB}, "was killed by SIGTERM, which somebody sent to it; it held 1 MiB"),
     ],

@@ -72,6 +72,7 @@ async def run(options: argparse.Namespace) -> int:
         port=options.port,
         dest_path=options.dest_path or default_dest_path(),
         max_file_size=options.max_file_size,
+        max_memory=options.max_memory,
     )
     async with Node(node_options, security=security, debug=debug, **mesh_options(options)) as node:
         keys.begin(node.mesh.rekeying.use_told)
@@ -125,6 +126,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dest-path", "--dest_path", type=Path, metavar="DIR", help="where files go (or DISCORO_DEST_PATH)")
     size = "largest file taken: 20m, 1g (default 0: any)"
     p.add_argument("--max-file-size", "--max_file_size", type=size_of, default=0, metavar="SIZE", help=size)
+    size = "memory that each worker may take (default 0: any)"
+    p.add_argument("--max-memory", type=size_of, default=0, metavar="SIZE", help=size)
     p.add_argument("-d", "--debug", action="store_true", help="log every step, and name what blocks a worker")
     p.add_argument("--json-ready", action="store_true", help="print one line of JSON on standard output when ready")
     p.add_argument("--version", action="version", version=f"discoro {__version__}")

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from discoro import payload, script
+from discoro import allowance, payload, script
 from discoro.coro import Coro
 from discoro.errors import DiscoroError
 from discoro.mesh import Mesh
@@ -40,6 +40,7 @@ def main() -> int:
         print("discoro.cli.worker is started by discoro-node, not by hand", file=sys.stderr)
         return 2
     payload.warm_up()
+    allowance.limit(node.told.pop("max_memory"), node.told["name"])
     script.install()
     try:
         asyncio.run(work(node))
@@ -52,6 +53,7 @@ def main() -> int:
 async def work(node: Parent) -> None:
     """Serve until the node closes the pipe."""
     loop, ended, told = asyncio.get_running_loop(), asyncio.Event(), node.told
+    loop.set_exception_handler(allowance.end_where_spent)
     keys, hosts = Later(loop, "security"), Later(loop, "hosts")
 
     def on_told(what: dict[str, Any]) -> None:
