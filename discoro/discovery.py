@@ -68,6 +68,7 @@ ANNOUNCE_LATE = 60.0
 REFRESH_PAUSE = 1.0
 """Seconds within which `refresh` does not ask again (RFC 6762 section 5.2: a second between two queries)."""
 
+
 class _NetworkGone(logging.Filter):
     """zeroconf tells of each interface that is gone as it sends, with a traceback: of no use to anybody, since networks come
     and go, and `heard()` says how things are.
@@ -154,6 +155,17 @@ class Discovery:
         self._since = asyncio.get_running_loop().time()
         self._moved = True
         self._news.set()
+
+    async def withdraw(self) -> None:
+        """Say goodbye for this node, which is advertised no more; others are heard as before."""
+        service, self._service = self._service, None
+        if self._zeroconf is not None and service is not None and self._registered is self._zeroconf:
+            self._registered = None
+            try:
+                rest = await self._zeroconf.async_unregister_service(service)
+            except NotRunningException:
+                return  # the interfaces went just now, and it with them
+            self._watch(asyncio.ensure_future(rest))
 
     def refresh(self) -> None:
         """Ask again, and report every advert anew; for while somebody waits for nodes, about every 10 s.

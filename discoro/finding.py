@@ -107,6 +107,11 @@ class Finding:
         except TimeoutError:
             return False
 
+    async def withdraw(self) -> None:
+        """Let nobody new find this process."""
+        if self._discovery is not None:
+            await self._discovery.withdraw()
+
     def look_again(self) -> None:
         """Somebody waits for nodes: ask the network again."""
         if self._discovery is not None:

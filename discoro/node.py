@@ -102,6 +102,15 @@ class Slot:
         """The workers that have a computation, or are about to."""
         return [worker for worker in self._here() if number in worker.computations]
 
+    def open_here(self) -> list[str]:
+        """The computations that are open here, and whose they are, in words."""
+        here = [(worker.client, held) for worker in self._here() for held in worker.computations.values()]
+        return [f"{held.name} of {client.name}/{client.pid}" for client, held in here if client is not None]
+
+    def busy(self) -> list[asyncio.Future[Any]]:
+        """What is to end before nothing is left here: its workers, and setups."""
+        return [*(worker.gone for worker in self._here()), *(each.task for some in self._opening.values() for each in some)]
+
     # -------------------------------------------------------------- verbs
 
     async def lacks(self, incoming: Incoming) -> None:
@@ -110,6 +119,7 @@ class Slot:
 
     async def setup(self, incoming: Incoming) -> None:
         """Have the computation opened in a worker of this client here, or in a warm one; the worker's reference."""
+        self._workers.check_open()
         number = text_of(incoming.arguments, "id")
         task = asyncio.current_task()
         assert task is not None
@@ -358,6 +368,7 @@ class Node:
         )
         self.mesh = Mesh.placed(here, max_file_size=options.max_file_size, **mesh_options)
         self.slots: list[Slot] = []
+        self._leaves = False  # it drains: its addresses may change meanwhile, and nobody new is to find it
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Node:
@@ -367,6 +378,7 @@ class Node:
             self.mesh.keep_files(self.options.dest_path.absolute(), directory.blobs)
             await resources.enter_async_context(self.mesh)
             workers = Workers(self.mesh, directory, self._worker_ports(), self.options.slots, self.options.max_memory)
+            self._workers = workers
             resources.push_async_callback(workers.stop)
             self.slots = [Slot(self.mesh, workers, number) for number in range(self.options.slots)]
             workers.on_ended = self._worker_ended
@@ -387,6 +399,29 @@ class Node:
     def __repr__(self) -> str:
         return f"<Node {self.mesh!r} {self.slots!r}>"
 
+    async def drain(self, timeout: float) -> bool:
+        """Take nothing new and be found by nobody new, until all that is open here was closed, or its client is gone.
+
+        Whether that was so within `timeout` seconds. What is open goes on as ever, and the node does until it is left.
+        """
+        self._leaves = True
+        self._workers.drain()
+        for slot in self.slots:
+            await self.mesh.unregister(slot.coro, None)
+        if self.mesh.finding is not None:
+            await self.mesh.finding.withdraw()
+        try:
+            async with asyncio.timeout(timeout):
+                while busy := [each for slot in self.slots for each in slot.busy()]:
+                    await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            return False
+        return True
+
+    def open_here(self) -> list[str]:
+        """The computations that are open here, in words."""
+        return [each for slot in self.slots for each in slot.open_here()]
+
     def _worker_ports(self) -> range | None:
         first = self.options.port + 1
         return range(first, first + PORT_RANGE) if self.options.port else None
@@ -406,7 +441,7 @@ class Node:
     async def _advertise(self) -> None:
         """Let others find this node by mDNS, where it is now, unless it is to listen on loopback only."""
         mesh, me = self.mesh, self.mesh.me
-        if mesh.finding is None or mesh.interfaces.settled:
+        if mesh.finding is None or mesh.interfaces.settled or self._leaves:
             return
         security = "open" if mesh.security.open else "curve"
         reachable = tuple(address for address in mesh.addresses if not address.startswith(("127.", "[::1]")))

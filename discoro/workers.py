@@ -153,6 +153,7 @@ class Workers:
         self._deaths = 0  # of workers that were not ready yet, in a row
         self._last_death = ""
         self._stopping = False
+        self._draining = False
         self.on_ended: Callable[[Worker, str], None] = lambda worker, how: None
         self.on_able: Callable[[], None] = lambda: None  # `given_up` has changed
         mesh.handlers["ready"] = self._on_ready
@@ -172,6 +173,16 @@ class Workers:
         """The workers that this slot adopted, and that have not ended."""
         return [worker for worker in self if worker.slot == slot]
 
+    def drain(self) -> None:
+        """From now on nothing new is taken."""
+        self._draining = True
+        self._tell_waiting()
+
+    def check_open(self) -> None:
+        """SetupFailed where nothing new is taken."""
+        if self._stopping or self._draining:
+            raise SetupFailed(f"{self._mesh.me.name} is {'stopping' if self._stopping else 'draining'}: locate another server")
+
     async def stop(self) -> None:
         """End every worker, and wait until each is reaped and its files are gone."""
         self._stopping = True
@@ -185,21 +196,26 @@ class Workers:
 
     async def adopt(self, client: Greeting, slot: int) -> Worker:
         """A warm worker, from now on this client's at that slot; waits for one to start. SetupFailed where none does."""
-        who = self._mesh.me.name
         try:
             async with asyncio.timeout(READY_TIMEOUT):
-                while not (worker := self._take_warm()):
-                    if self._stopping:
-                        raise SetupFailed(f"{who} is stopping: locate another server")
-                    if self.given_up:
-                        again = f"It is tried again: set up later, or locate another server. The last one, {self._last_death}"
-                        raise SetupFailed(f"workers do not start at {who}, {self._deaths} in a row. {again}")
-                    await self._moved.wait()
+                worker = await self._warm_one()
         except TimeoutError:
+            who = self._mesh.me.name
             raise SetupFailed(f"{who} had no worker ready in {READY_TIMEOUT:g} s: try again, or another server") from None
         worker.client, worker.slot = client, slot
         self.refill()
         return worker
+
+    async def _warm_one(self) -> Worker:
+        while True:
+            self.check_open()
+            worker = self._take_warm()
+            if worker is not None:
+                return worker
+            if self.given_up:
+                again = f"It is tried again: set up later, or locate another server. The last one, {self._last_death}"
+                raise SetupFailed(f"workers do not start at {self._mesh.me.name}, {self._deaths} in a row. {again}")
+            await self._moved.wait()
 
     def _take_warm(self) -> Worker | None:
         """The one that is warm for longest; those that died a moment ago are passed over, and their ends told soon."""
@@ -254,7 +270,7 @@ class Workers:
         """Start what is missing of one warm worker for each free slot and the spare; one at a time while they die."""
         busy = {worker.slot for worker in self._all.values() if worker.slot is not None}
         wanted = self._slots - len(busy) + SPARE_WORKERS - len(self._warm)
-        while not self._stopping and len(self._starting) < min(wanted, 1 if self._deaths else STARTS):
+        while not (self._stopping or self._draining) and len(self._starting) < min(wanted, 1 if self._deaths else STARTS):
             task = asyncio.create_task(self._start())
             self._starting.add(task)
             task.add_done_callback(self._started)

@@ -22,7 +22,7 @@ import pytest
 
 from discoro import __version__
 from discoro.cli import node as command
-from discoro.cli.node import host_of, name_of, parser, port_of, processors, size_of, slots_of, wrapped
+from discoro.cli.node import host_of, name_of, parser, port_of, processors, seconds_of, size_of, slots_of, wrapped
 from discoro.cli.terminal import folded
 from discoro.errors import ConfigError
 from discoro.keyfile import code_of, read_key_file
@@ -66,6 +66,8 @@ def test_an_unknown_option_is_refused_with_the_usage(tmp_path: Path, way: str) -
         ("--max_file_size", "big"),
         ("--max_file_size", "-1"),
         ("--max-memory", "much"),
+        ("--drain-timeout", "-1"),
+        ("--drain-timeout", "inf"),
         ("--max-memory", "-1"),
         ("-n", ""),
         ("-n", "x" * 64),
@@ -140,6 +142,7 @@ def test_a_port_that_is_taken_is_named_and_what_to_do(tmp_path: Path) -> None:
         (("--dest_path", "--dest-path"), "/tmp/x", "dest_path", Path("/tmp/x")),
         (("--max_file_size", "--max-file-size"), "20m", "max_file_size", 20 << 20),
         (("--max-memory",), "2g", "max_memory", 2 << 30),
+        (("--drain-timeout",), "2.5", "drain_timeout", 2.5),
         (("-s", "--secret"), "hush", "secret", "hush"),
         (("--certfile",), "c.pem", "certfile", "c.pem"),
         (("--keyfile",), "k.pem", "keyfile", "k.pem"),
@@ -193,6 +196,7 @@ def test_sizes() -> None:
     [
         (size_of, ("", "b", "m", "1.5g", "²", "0x10")),
         (port_of, ("", "²", "1 ", "65036")),
+        (seconds_of, ("", "-1", "nan", "1e3", "²", "1s", "9" * 10)),
         (host_of, ("", "[::1", "::1", "a/b")),
         (name_of, ("", "\x1b[2J", "é" * 32)),
     ],
@@ -439,6 +443,72 @@ def test_a_signal_stops_it_in_order(tmp_path: Path, number: int, function: str) 
         assert "ended: " in client.next("lost", 5)  # by its worker, or by the node where that was busy
         client.process.kill()
         assert node.output.endswith("discoro-node: stopping\n")
+
+
+CLOSING = """
+def nothing(coro=None):
+    yield coro.receive()
+
+def client(coro=None):
+    server = yield discoro.Coro.locate("discoro_server")
+    computation = discoro.Computation(nothing)
+    yield computation.setup(server)
+    say("set up", (yield computation.run(server)).pid)
+    yield computation.ping(server)
+    if told() == "close":
+        yield computation.close(server)
+    say("done")
+
+discoro.run(client, peers=["{address}"], ip_addr=["127.0.0.1"], mdns=False)
+"""
+
+
+@contextlib.contextmanager
+def draining_node(tmp_path: Path, timeout: str) -> Iterator[tuple[NodeCommand, Any]]:
+    """A node that got SIGTERM and drains, and a client with a computation open there."""
+    with Machines(tmp_path) as machines:
+        node = machines.node("node", "-c", "1", "--drain-timeout", timeout)
+        client = machines.program("client", CLOSING.format(address=node.address))
+        client.next("set up", 20)
+        node.process.terminate()
+        said = f"draining, for at most {timeout} s: nothing of "
+        node.until_output(lambda output: said in output and "Ctrl-C ends it at once" in output, 10)
+        yield node, client
+        assert files_below(tmp_path / "files-node") == []
+
+
+@pytest.mark.parametrize("how", ["close", "leave"])
+def test_a_node_that_drains_ends_once_all_was_closed(tmp_path: Path, how: str) -> None:
+    with draining_node(tmp_path, "60") as (node, client):
+        client.tell(how)
+        client.next("done", 10)
+        assert node.end(20) == 0
+        assert "still open" not in node.output and node.output.endswith("discoro-node: stopping\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_node_that_drains_at_once(tmp_path: Path, number: int) -> None:
+    with draining_node(tmp_path, "600") as (node, client):
+        node.process.send_signal(number)
+        assert node.end(10) == 0
+        assert "still open: nothing of " in node.output
+        client.process.kill()
+
+
+def test_a_node_that_drains_ends_when_the_time_is_over(tmp_path: Path) -> None:
+    with draining_node(tmp_path, "0.1") as (node, client):
+        assert node.end(10) == 0
+        assert "still open: nothing of " in node.output
+        client.process.kill()
+
+
+def test_a_node_with_nothing_open_drains_at_once_and_ctrl_c_never_drains(tmp_path: Path) -> None:
+    with Machines(tmp_path) as machines:
+        free, asked = (machines.node(name, "-c", "1", "--drain-timeout", "600") for name in ("free", "asked"))
+        free.process.terminate()
+        asked.process.send_signal(signal.SIGINT)
+        assert free.end(10) == 0 and "nothing is open" in free.output
+        assert asked.end(10) == 0 and "draining" not in asked.output
 
 
 def test_ctrl_c_in_a_terminal_again_and_again(tmp_path: Path) -> None:

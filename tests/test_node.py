@@ -95,6 +95,10 @@ def weigh(coro: Any = None) -> Iterator[Any]:
     return int(resident), sorted({"zeroconf", "argparse"} & set(sys.modules))
 
 
+async def setting_up(server: Any) -> None:
+    await Computation(pid_of).setup(server)
+
+
 async def opened(function: Callable[..., Any], **options: Any) -> tuple[Computation, Any]:
     """A computation that is set up, and the server."""
     server = await discoro.Coro.locate("discoro_server")
@@ -533,6 +537,50 @@ def test_a_node_that_stops_ends_busy_workers_within_three_seconds(tmp_path: Path
         until_ended(pids, 0)
 
     with_node(tmp_path, work, slots=2)
+
+
+# It drains.
+
+
+def test_a_node_that_drains_takes_nothing_new_and_waits_for_what_is_open(tmp_path: Path) -> None:
+    async def work(node: Node, mesh: Mesh) -> None:
+        computation, server = await opened(forever)
+        remote = await computation.run(server)
+        assert await node.drain(0.01) is False
+        assert node.open_here() == [f"forever of client/{os.getpid()}"]
+        leaving = asyncio.ensure_future(node.drain(60))
+        for each in (Computation(pid_of), computation):
+            with pytest.raises(SetupFailed, match="node is draining: locate another server"):
+                await each.setup(server)
+        with pytest.raises(Timeout, match="discoro_server"):
+            await discoro.Coro.locate("discoro_server", timeout=0.3)
+        remote.send("go on")
+        await remote.result()
+        assert await computation.ping(server) == 0
+        assert not leaving.done()
+        await computation.close(server)
+        assert await leaving is True and node.open_here() == []
+
+    with_node(tmp_path, work)
+
+
+def test_a_node_that_drains_waits_for_no_client_that_is_gone_and_refuses_who_waits_for_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(node: Node, mesh: Mesh) -> None:
+        async with client_of(node, "another"):
+            computation, server = await opened(forever)
+            monkeypatch.setattr(workers_module.Workers, "_take_warm", lambda self: None)
+            setup = asyncio.ensure_future(mesh.run(setting_up, server))
+            while not node.slots[0]._opening:
+                await asyncio.sleep(0)
+            leaving = asyncio.ensure_future(node.drain(60))
+            with pytest.raises(SetupFailed, match="node is draining"):
+                await setup
+            assert not leaving.done()
+        assert await leaving is True
+
+    with_node(tmp_path, work)
 
 
 # What workers write.

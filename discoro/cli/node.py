@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def run(options: argparse.Namespace) -> int:
-    stop = asyncio.Event()
+    stop = Stop(drains=options.drain_timeout > 0)
     stop_at_signals(stop)
     keys = Later(asyncio.get_running_loop(), "security")
     parent = adopt_parent(stop, keys) if options.child else None
@@ -80,26 +80,71 @@ async def run(options: argparse.Namespace) -> int:
             say(banner(node, shutil.get_terminal_size().columns))
         if options.json_ready:
             print(json.dumps(ready_line(node)), flush=True)
-        await stop.wait()
+        await stop.first()
+        if not stop.now.is_set():
+            await drained(node, options.drain_timeout, stop)
         if not options.child:
             say("discoro-node: stopping")
     return 0
 
 
-def stop_at_signals(stop: asyncio.Event) -> None:
-    """Ctrl-C, SIGTERM, and a terminal that is closed, unless nohup asked to outlive it."""
+class Stop:
+    """What asks the node to end: `now`, or, where it `drains`, at the first SIGTERM once all that is open was closed."""
+
+    def __init__(self, drains: bool) -> None:
+        self.now = asyncio.Event()
+        self._leave = asyncio.Event()
+        self._drains = drains
+
+    def on_term(self) -> None:
+        """SIGTERM came; a second one means now."""
+        (self._leave if self._drains and not self._leave.is_set() else self.now).set()
+
+    async def first(self) -> None:
+        """Until either is asked for."""
+        await first_of(self.now.wait(), self._leave.wait())
+
+
+async def drained(node: Node, timeout: float, stop: Stop) -> None:
+    """Until what is open there was closed, or the time is over, or somebody wants the end now."""
+    still = ", ".join(node.open_here()) or "nothing is open"
+    say(folded(f"discoro-node: draining, for at most {timeout:g} s: {still}. Nothing new is taken; Ctrl-C ends it at once"))
+    await first_of(node.drain(timeout), stop.now.wait())
+    left = node.open_here()
+    if left:
+        say(folded(f"discoro-node: still open: {', '.join(left)}"))
+
+
+async def first_of(*works: Awaitable[Any]) -> None:
+    """Until one of these is done; the others are given up."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()  # a bug of ours shows
+
+
+def stop_at_signals(stop: Stop) -> None:
+    """SIGTERM, Ctrl-C, and a terminal that is closed, unless nohup asked to outlive it."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.on_term)
     hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
-    for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for number in (signal.SIGINT, *hang_up):
+        loop.add_signal_handler(number, stop.now.set)
 
 
-def adopt_parent(stop: asyncio.Event, keys: Later) -> Parent:
+def adopt_parent(stop: Stop, keys: Later) -> Parent:
     """As a child of a program: the key comes through standard input, later ones too, and its end is ours."""
     loop, parent = asyncio.get_running_loop(), Parent.meet()
     if parent is None:
         raise ConfigError("--child is for programs that start a node for themselves: none spoke through standard input")
     # SIGTERM, for an end in order: no code that could keep it from us runs here
-    parent.end_with(lambda: loop.call_soon_threadsafe(stop.set), grace=GRACE, kernel=signal.SIGTERM, on_told=keys.on_told)
+    parent.end_with(lambda: loop.call_soon_threadsafe(stop.now.set), grace=GRACE, kernel=signal.SIGTERM, on_told=keys.on_told)
     return parent
 
 
@@ -128,6 +173,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-file-size", "--max_file_size", type=size_of, default=0, metavar="SIZE", help=size)
     size = "memory that each worker may take (default 0: any)"
     p.add_argument("--max-memory", type=size_of, default=0, metavar="SIZE", help=size)
+    drain = "at SIGTERM, let what is open be closed by its clients for so long (default 0: end at once)"
+    p.add_argument("--drain-timeout", type=seconds_of, default=0.0, metavar="SECONDS", help=drain)
     p.add_argument("-d", "--debug", action="store_true", help="log every step, and name what blocks a worker")
     p.add_argument("--json-ready", action="store_true", help="print one line of JSON on standard output when ready")
     p.add_argument("--version", action="version", version=f"discoro {__version__}")
@@ -198,6 +245,13 @@ def size_of(text: str) -> int:
     if not (digits.isascii() and digits.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write bytes, or a number with k, m, g or t")
     return int(digits) * SIZES[suffix]
+
+
+def seconds_of(text: str) -> float:
+    """Seconds from 0, 90 or 2.5."""
+    if not (text.isascii() and re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text)):
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is no time: write seconds, 0 to 999999999")
+    return float(text)
 
 
 def port_of(text: str) -> int:

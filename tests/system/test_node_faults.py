@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Command, Machines, NodeCommand
+from tests.support.netns import needs_namespaces
 
 pytestmark = pytest.mark.system
 
@@ -145,3 +146,53 @@ def test_who_keeps_all_memory_and_leaves_nothing_for_discoro_loses_the_worker_an
     assert "most likely because it reached the 160 MiB that --max-memory lets it have; it held " in told
     assert client.next("again", 20) == 0
     client.succeed(20)
+
+
+# Leaving.
+
+HOLDING = """
+import discoro
+
+def nothing(coro=None):
+    yield coro.receive()
+
+def client(coro=None):
+    server = yield discoro.Coro.locate("discoro_server")
+    computation = discoro.Computation(nothing)
+    yield computation.setup(server)
+    remote = yield computation.run(server)
+    say("set up")
+    told()
+    remote.send("end")
+    yield remote.result()
+    yield computation.close(server)
+    say("closed")
+
+discoro.run(client)
+"""
+SEEKING = """
+def client(coro=None):
+    try:
+        yield discoro.Coro.locate("discoro_server")
+    except discoro.NoNodes:
+        say("none")
+
+discoro.run(client, discover_timeout=2.0)
+"""
+
+
+@needs_namespaces
+def test_newcomers_do_not_find_a_node_that_drains_and_its_clients_go_on(tmp_path: Path) -> None:
+    with Machines(tmp_path, ["node", "client"]) as machines:
+        node = machines.node("node", "-c", "1", "--drain-timeout", "600")
+        client = machines.program("client", HOLDING)
+        client.next("set up", 20)
+        node.process.terminate()
+        node.until_output(lambda output: "draining" in output, 10)
+        newcomer = machines.program("client", SEEKING)
+        newcomer.next("none", 20)
+        client.tell("go on")
+        client.next("closed", 10)
+        assert node.end(20) == 0
+        client.succeed(10)
+        newcomer.succeed(10)
