@@ -460,6 +460,8 @@ async def _done(size: int, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.shield(work)
     except asyncio.CancelledError:  # nobody stops the thread: what it writes later would spoil what others began there
         await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # a disk that is full fails all that was under way: the first to say so was told
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -441,3 +442,27 @@ def test_who_gives_up_before_its_turn_is_forgotten(tmp_path: Path) -> None:
             await until(lambda: not origin.transfers._asking)
 
     simulate(main)
+
+
+def test_a_thread_that_fails_after_it_was_given_up_is_nobodys_surprise() -> None:
+    """Several writes are under way when a disk gets full; only the first is reported."""
+    surprises: list[dict[str, Any]] = []
+    go = threading.Event()
+
+    def fail() -> None:
+        go.wait(10)
+        raise OSError("the disk is full")
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: surprises.append(context))
+        work = asyncio.ensure_future(_done(IN_THREAD, fail))
+        await asyncio.sleep(0)
+        work.cancel()
+        go.set()
+        await asyncio.wait([work])
+        assert work.cancelled()
+        del work
+        gc.collect()
+
+    asyncio.run(main())
+    assert not surprises
