@@ -166,11 +166,13 @@ class Machines:
         else:
             self._print_outputs()
 
-    def node(self, host: str, *options: str, key_file: Path | None = None, **environment: str) -> NodeCommand:
-        """A node of that name, ready when this returns."""
+    def node(
+        self, host: str, *options: str, key_file: Path | None = None, within: Sequence[str] = (), **environment: str
+    ) -> NodeCommand:
+        """A node of that name, ready when this returns; started by the command `within`, which executes what follows it."""
         where = ("-p", str(BASE_PORT)) if self.lan else ("-p", "0", "-i", "127.0.0.1", "--no-mdns")
         files = ("--dest-path", str(self._directory / f"files-{host}"))
-        command = [sys.executable, "-m", "discoro", "-n", host, *where, *files, "--json-ready", *options]
+        command = [*within, sys.executable, "-m", "discoro", "-n", host, *where, *files, "--json-ready", *options]
         return NodeCommand(*self._start(host, command, key_file, **environment))
 
     def program(self, host: str, source: str, *, key_file: Path | None = None, **environment: str) -> Command:

@@ -5,6 +5,12 @@ Real processes on loopback. What is printed are figures for whoever reads; what 
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +19,7 @@ import pytest
 
 from tests.support.commands import Command, Machines, NodeCommand
 from tests.support.netns import needs_namespaces
+from tests.support.nodes import children, files_below, until_ended
 
 pytestmark = pytest.mark.system
 
@@ -49,6 +56,72 @@ def a_client(machines: Machines, node: NodeCommand, body: str, functions: str = 
 def machines(tmp_path: Path) -> Iterator[Machines]:
     with Machines(tmp_path) as made:
         yield made
+
+
+# Killed.
+
+STARTING = """
+def starts(coro=None):
+    yield None
+    sleep = ["sleep", "600"]
+    started = [subprocess.Popen(sleep).pid, subprocess.Popen(sleep, start_new_session=True).pid]
+    child = os.fork()
+    if not child:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.execvp("sleep", sleep)
+    os.waitpid(child, 0)
+    return started
+"""
+KILLED = """
+server = yield Coro.locate("discoro_server")
+computation = Computation(starts, depends=[nothing])
+for number in range(3):
+    yield computation.setup(server)
+    remote = yield computation.run(server)
+    say("started", [remote.pid, (yield remote.result())])
+    told()
+    try:
+        while True:
+            yield (yield computation.run(server)).result()
+    except discoro.PeerLost:
+        pass
+    try:
+        yield computation.ping(server)
+    except discoro.WorkerLost as error:
+        say("lost", str(error))
+say("done")
+"""
+
+
+def started_by(worker: int) -> set[int]:
+    """Every process that has the worker's mark, the worker aside."""
+    (mark,) = [each for each in environment_of(worker) if each.startswith(b"DISCORO_CHILD=")]
+    pids = {int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()}
+    return {pid for pid in pids if pid != worker and mark in environment_of(pid)}
+
+
+def environment_of(pid: int) -> list[bytes]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return []
+
+
+def test_a_worker_that_is_killed_takes_along_all_that_it_started_and_is_told_of(machines: Machines) -> None:
+    node = machines.node("node", "-c", "1")
+    client = a_client(machines, node, KILLED, STARTING)
+    for _ in range(3):
+        worker, pids = client.next("started", 20)
+        left = started_by(worker)
+        assert left > set(pids) and len(left) == 3, "one in its group, one in a session of its own, one that nobody waits for"
+        os.kill(worker, signal.SIGKILL)
+        client.tell("go on")
+        told = client.next("lost", 20)
+        assert f"node/{worker} was killed by SIGKILL, by somebody" in told and "; it held " in told
+        until_ended(list(left), 0)
+    client.next("done", 5)
+    client.succeed(20)
 
 
 # Memory.
@@ -146,6 +219,254 @@ def test_who_keeps_all_memory_and_leaves_nothing_for_discoro_loses_the_worker_an
     assert "most likely because it reached the 160 MiB that --max-memory lets it have; it held " in told
     assert client.next("again", 20) == 0
     client.succeed(20)
+
+
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+GREEDY = """
+def greedy(coro=None):
+    yield None
+    blocks = []
+    while True:
+        blocks.append(bytearray(b"x") * (1 << 20))
+"""
+OVER = """
+server = yield Coro.locate("discoro_server")
+computation = Computation(greedy)
+yield computation.setup(server)
+told()
+try:
+    yield (yield computation.run(server)).result()
+except discoro.PeerLost:
+    pass
+try:
+    yield computation.ping(server)
+except discoro.WorkerLost as error:
+    say("lost", str(error))
+"""
+
+
+@contextlib.contextmanager
+def a_control_group(limit: int) -> Iterator[Path]:
+    """A new control group for memory with that limit; skips where none can be made."""
+    version = 2 if (CONTROL_GROUPS / "cgroup.controllers").exists() else 1
+    group = (CONTROL_GROUPS if version == 2 else CONTROL_GROUPS / "memory") / f"discoro-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made: {error.strerror}")
+    try:
+        try:
+            (group / ("memory.max" if version == 2 else "memory.limit_in_bytes")).write_text(str(limit))
+        except OSError as error:
+            pytest.skip(f"no limit of memory can be set for a control group: {error.strerror}")
+        yield group
+    finally:
+        group.rmdir()
+
+
+def test_a_worker_that_the_kernel_kills_for_memory_is_told_so(machines: Machines) -> None:
+    with a_control_group(300 << 20) as group:
+        node = machines.node("node", "-c", "1", within=["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"])
+        client = a_client(machines, node, OVER, GREEDY)
+        client.tell("go on")
+        told = client.next("lost", 60)
+        print(told)
+        assert re.search(r"was killed by SIGKILL, by the kernel, for memory: it held 2\d\d MiB of the 300 MiB there are", told)
+        client.succeed(20)
+        node.process.terminate()
+        assert node.end(10) == 0
+
+
+# Its port.
+
+FORKING = """
+def forks(coro=None):
+    yield None
+    child = os.fork()
+    if not child:
+        os.setsid()
+        os.execve(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)"], {})
+    other = os.fork()
+    if not other:
+        import time
+        os.setsid()
+        time.sleep(600)
+        os._exit(0)
+    return [child, other]
+"""
+FORKED = """
+server = yield Coro.locate("discoro_server")
+computation = Computation(forks)
+yield computation.setup(server)
+remote = yield computation.run(server)
+say("forked", (yield remote.result()))
+told()
+"""
+
+
+def a_port() -> int:
+    """One that is free, with free ones above it most likely."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return min(free.getsockname()[1], 65_000)
+
+
+def tcp_of(pid: int) -> list[str]:
+    """The TCP sockets that a process has."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]]
+    inodes = {f"socket:[{row[9]}]": f"{row[1]} {row[2]}" for row in rows}
+    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    return [inodes[link] for link in links if link in inodes]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_node_starts_again_on_its_port_at_once_whatever_its_code_has_forked(machines: Machines, how: int) -> None:
+    port = str(a_port())
+    left: list[int] = []
+    try:
+        for number in range(3):
+            node = machines.node(f"node{number}", "-c", "1", "-p", port)
+            assert node.address == f"127.0.0.1:{port}"
+            client = a_client(machines, node, FORKED, FORKING)
+            left += client.next("forked", 20)
+            assert not any(tcp_of(pid) for pid in left if alive(pid))
+            workers = children(node.pid)
+            node.process.send_signal(how)
+            node.end(10)
+            until_ended(list(workers), 5)
+            client.kill()
+        assert [pid for pid in left if alive(pid)] == (left if how == signal.SIGKILL else left[::2])
+    finally:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs: not one that has ended, and that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# A disk that is full.
+
+FULL = """
+server = yield Coro.locate("discoro_server")
+beside = Computation(nothing)
+yield beside.setup(server)
+for path in {paths!r}:
+    try:
+        yield Computation(nothing, depends=[path]).setup(server)
+    except discoro.DiscoroError as error:
+        say("refused", [type(error).__name__, str(error)])
+say("beside", (yield (yield beside.run(server)).result()))
+yield beside.close(server)
+"""
+FILLING = """
+def fill(coro=None):
+    yield None
+    number = 0
+    try:
+        while True:
+            open(f"filled-{number}", "wb").close()
+            number += 1
+    except OSError:
+        return number
+
+def free(coro=None):
+    yield None
+    for name in os.listdir("."):
+        if name.startswith("filled-"):
+            os.unlink(name)
+"""
+NO_DIRECTORY = """
+server = yield Coro.locate("discoro_server")
+fills, frees = Computation(fill), Computation(free)
+yield fills.setup(server)
+yield frees.setup(server)
+say("filled", (yield (yield fills.run(server)).result()))
+told()
+yield (yield frees.run(server)).result()
+say("freed")
+told()
+"""
+ASKING = """
+server = yield Coro.locate("discoro_server")
+while True:
+    computation = Computation(nothing)
+    try:
+        yield computation.setup(server)
+    except discoro.DiscoroError as error:
+        say("refused", [type(error).__name__, str(error)])
+    else:
+        say("set up")
+    if told() == "end":
+        break
+"""
+
+
+def on_a_small_disk(machines: Machines, tmp_path: Path, options: str) -> tuple[NodeCommand, Path]:
+    """A node whose files lie on a tmpfs with these options, in a namespace of its own, and where that is seen from here."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    unshare = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
+    probe = subprocess.run([*unshare, "mount", "-t", "tmpfs", "tmpfs", str(disk)], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"no tmpfs can be mounted in a namespace: {probe.stderr.strip()}")
+    within = [*unshare, "sh", "-c", f'mount -t tmpfs -o {options} tmpfs {disk} && exec "$@"', "sh"]
+    node = machines.node("node", "-c", "1", "--dest-path", str(disk), within=within)
+    return node, Path(f"/proc/{node.pid}/root{disk}")
+
+
+def test_a_disk_that_is_full_refuses_files_by_name_and_disturbs_nobody(machines: Machines, tmp_path: Path) -> None:
+    node, disk = on_a_small_disk(machines, tmp_path, "size=8m")
+    (tmp_path / "large").write_bytes(os.urandom(20 << 20))
+    (tmp_path / "many").mkdir()
+    for number in range(40):
+        (tmp_path / "many" / str(number)).write_bytes(os.urandom(500_000))
+    paths = [str(tmp_path / name) for name in ("large", "many")]
+    client = a_client(machines, node, FULL.format(paths=2 * paths))
+    for _ in range(4):
+        kind, text = client.next("refused", 30)
+        print(kind, text)
+        assert (
+            kind in ("TransferFailed", "SetupFailed") and "No space left on device" in text and str(tmp_path / "disk") in text
+        )
+    client.next("beside", 10)
+    client.succeed(10)
+    left = files_below(disk)
+    assert not [name for name in left if ".part" in name or "large" in name or "many" in name], left
+    another = a_client(machines, node, FULL.format(paths=[]))
+    another.next("beside", 20)
+    another.succeed(10)
+
+
+def test_a_disk_without_room_for_one_more_file_is_told_to_who_sets_up_and_used_again_later(
+    machines: Machines, tmp_path: Path
+) -> None:
+    node, _ = on_a_small_disk(machines, tmp_path, "nr_inodes=60")
+    filler = a_client(machines, node, NO_DIRECTORY, FILLING)
+    assert filler.next("filled", 20) > 5
+    askers = []
+    while True:
+        asker = a_client(machines, node, ASKING)
+        kind, value = asker.event(40)
+        askers.append(asker)
+        if kind == "refused":
+            break
+    print(value)
+    assert value[0] in ("SetupFailed", "DestPathError"), "no worker, or one that finds no room"
+    assert "No space left on device" in value[1] and str(tmp_path / "disk") in value[1]
+    filler.tell("free it")
+    filler.next("freed", 20)
+    while kind == "refused":
+        asker.tell("again")
+        kind, value = asker.event(40)
+    for each in (*askers, filler):
+        each.tell("end")
+        each.succeed(20)
 
 
 # Leaving.
