@@ -195,7 +195,7 @@ class Listener:
         self._frames = Pump(transport.loop, self._socket, self._take, self._forget_lost)
         self._events = Pump(transport.loop, self._monitor, self._take_event, nothing_to_do)
 
-    def open_door(self, hosts: Sequence[str], ports: range | None, security: Security) -> int:
+    def open_door(self, hosts: Sequence[str], ports: Sequence[int] | None, security: Security) -> int:
         """Let in, on all hosts at one port, whoever has this key: the port. PortTaken, ConfigError as `Transport.listen`."""
         for port in itertools.repeat(0, FREE_PORT_TRIES) if ports is None else ports:
             listening = _listening(hosts, port)
@@ -213,7 +213,7 @@ class Listener:
         where = " and ".join(hosts)
         if not ports:
             raise PortTaken(f"no port is free on {where}: listen on fewer addresses")
-        which = f"port {ports[0]}" if len(ports) == 1 else f"each port from {ports[0]} to {ports[-1]}"
+        which = f"port {ports[0]}" if len(ports) == 1 else f"each port from {min(ports)} to {max(ports)}"
         raise PortTaken(f"{which} is taken on {where}: end what listens there, or choose another port")
 
     def change_key(self, number: int, security: Security) -> None:

@@ -96,8 +96,8 @@ class Place:
 
     role: str = "client"
     node: str | None = None  # a worker carries its node's id
-    ports: range | None = None  # None: any free port
-    second_ports: range | None = None  # for the door that opens while the cluster's key is being changed; None: as `ports`
+    ports: Sequence[int] | None = None  # None: any free port
+    second_ports: Sequence[int] | None = None  # for the door that is open while the cluster's key is changed; None: as `ports`
     security: Security | None = None  # None: from the options
     hosts: tuple[str, ...] | None = None  # for a worker: where its node listens; none of them: on loopback only
     files: Path | None = None  # where files that are sent here go; None: from the options

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,7 +69,7 @@ def _mark(path: Path) -> object:
 class Doors(Protocol):
     """What this needs of the transport."""
 
-    def use(self, security: Security, ports: range | None = None) -> list[str]: ...
+    def use(self, security: Security, ports: Sequence[int] | None = None) -> list[str]: ...
 
 
 class Around(Protocol):
@@ -84,7 +84,7 @@ class Rekeying:
     """The key of one process. `ports`: where the second door may be, None for any free one."""
 
     def __init__(
-        self, around: Around, moving: Moving, peers: Peers, doors: Doors, security: Security, ports: range | None
+        self, around: Around, moving: Moving, peers: Peers, doors: Doors, security: Security, ports: Sequence[int] | None
     ) -> None:
         self.security = security
         self.on_changed: list[Callable[[], None]] = []

@@ -56,7 +56,7 @@ class Transport:
         self._terminator: threading.Thread | None = None
         _transports.add(self)
 
-    def listen(self, hosts: Sequence[str], ports: range | None) -> list[str]:
+    def listen(self, hosts: Sequence[str], ports: Sequence[int] | None) -> list[str]:
         """Let others connect: on all `hosts` (IP addresses) at one port, the first of `ports` that is free on
         all of them, or any free one for None. Returns the addresses. At most once per transport.
 
@@ -117,7 +117,7 @@ class Transport:
     def _addresses(self) -> list[str]:
         return self._listener.addresses(self._hosts) if self._listener is not None else []
 
-    def use(self, security: Security, ports: range | None = None) -> list[str]:
+    def use(self, security: Security, ports: Sequence[int] | None = None) -> list[str]:
         """Change the key: `security` is what counts from now on, and what follows it gets a door of its own, at one of
         `ports`. Returns the addresses of the second door where it was opened by this call, else none.
 
@@ -132,7 +132,7 @@ class Transport:
                 line.outlived("the cluster's key was changed")
         return self._change_doors(self._listener, security, ports) if self._listener is not None else []
 
-    def _change_doors(self, listener: Listener, security: Security, ports: range | None) -> list[str]:
+    def _change_doors(self, listener: Listener, security: Security, ports: Sequence[int] | None) -> list[str]:
         for number, key in enumerate((security, security.following or security)[: len(listener.keys)]):
             if not listener.keys[number].same_key(key):
                 listener.change_key(number, key)

@@ -150,6 +150,7 @@ class Workers:
         self._moved = asyncio.Event()  # set, and replaced, when one became warm, or none did
         self._kills = deque([vitals.kills()] * 2, maxlen=2)  # at the last two looks: a kill may be counted before it is seen
         self._sampling = asyncio.create_task(self._sample())
+        self._launched = 0  # workers, ever
         self._deaths = 0  # of workers that were not ready yet, in a row
         self._last_death = ""
         self._stopping = False
@@ -334,12 +335,22 @@ class Workers:
             "hosts": self._hosts(),
             "ext_ip_addr": mesh.options.ext_ip_addr,
             "debug": mesh.debug,
-            "ports": [self._ports.start, self._ports.stop] if self._ports else None,
+            "ports": self._ports_in_turn(),
             "blobs": str(self._directory.blobs),
             "max_memory": self._max_memory,
             "max_file_size": mesh.options.max_file_size,
             "token": token,
         }
+
+    def _ports_in_turn(self) -> list[int] | None:
+        """Where the next worker may listen, those first that were tried longest ago: nobody who looks for one that died
+        finds its successor there.
+        """
+        if self._ports is None:
+            return None
+        first = self._launched % len(self._ports)
+        self._launched += 1
+        return [*self._ports[first:], *self._ports[:first]]
 
     def _on_ready(self, incoming: Incoming) -> None:
         worker = self._all.get(incoming.peer.pid)

@@ -100,6 +100,19 @@ def test_one_that_died_a_moment_ago_is_adopted_by_nobody(tmp_path: Path, monkeyp
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
+def test_a_worker_takes_another_port_than_the_one_before_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node_here(tmp_path) as node:
+            workers = workers_of(node)
+            workers._ports = range(24_301, 24_304)
+            turns = [workers._ports_in_turn() for _ in range(4)]
+            assert turns == [[24_301, 24_302, 24_303], [24_302, 24_303, 24_301], [24_303, 24_301, 24_302], turns[0]]
+            workers._ports = None
+            assert workers._ports_in_turn() is None
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 # What is seen of a worker, and told.
 
 

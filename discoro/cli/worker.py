@@ -65,7 +65,7 @@ async def work(node: Parent) -> None:
     place = Place(
         role="worker",
         node=told["node"],
-        ports=range(*told["ports"]) if told["ports"] else None,
+        ports=told["ports"],
         security=security,
         hosts=tuple(told["hosts"]),
         files=Path.cwd(),
