@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +118,7 @@ class Child:
     async def finish(self, timeout: float) -> int:
         """Wait for its end, kill what it started, take the rest of its output for at most `timeout` seconds; its status."""
         await asyncio.wait([self.ended])
-        sweep = asyncio.ensure_future(asyncio.to_thread(kill_marked, self._mark))
+        sweep = asyncio.ensure_future(asyncio.to_thread(kill_left, self._mark))
         await asyncio.wait([sweep], timeout=SWEEP_TIMEOUT)
         await asyncio.wait([self._silent], timeout=timeout)
         self._close_output()
@@ -258,20 +258,38 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def kill_marked(mark: str) -> None:
-    """Kill every process with this mark in the environment it was started with, until none is left; it takes milliseconds.
+_marks: set[str] = set()  # of children that ended, and whose processes nobody looks for yet
+_looking = threading.Lock()
+
+
+def kill_left(mark: str) -> None:
+    """Kill what a child with this mark left. In whatever thread: a look at all processes takes milliseconds; the next one
+    serves all children that have ended until it begins.
+    """
+    _marks.add(mark)
+    if _looking.acquire(timeout=SWEEP_TIMEOUT):
+        try:
+            marks = {_marks.pop() for _ in range(len(_marks))}
+            if marks:  # else the look before was for this one, too
+                kill_marked(marks)
+        finally:
+            _looking.release()
+
+
+def kill_marked(marks: Set[str]) -> None:
+    """Kill every process with one of these marks in the environment it was started with, until none is left.
 
     What took the mark out of its environment, or belongs to another user, lives on. Nothing where there is no /proc.
     """
     for _ in range(ROUNDS):
-        found = [pid for pid in _processes() if _is_marked(pid, mark)]
+        found = [pid for pid in _processes() if _is_marked(pid, marks)]
         if not found:
             return
         for pid in found:
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 descriptor = os.pidfd_open(pid)
                 try:
-                    if _is_marked(pid, mark):  # still the same: it cannot become another one from here on
+                    if _is_marked(pid, marks):  # still the same: it cannot become another one from here on
                         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
                         select.select([descriptor], [], [], KILLED_WITHIN)
                 finally:
@@ -285,13 +303,13 @@ def _processes() -> list[int]:
         return []
 
 
-def _is_marked(pid: int, mark: str) -> bool:
+def _is_marked(pid: int, marks: Set[str]) -> bool:
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:  # it has ended, or belongs to somebody else
         return False
-    marks = next((each for each in environment.split(b"\0") if each.startswith(f"{MARK}=".encode())), b"")
-    return mark.encode() in marks
+    _, found, rest = (b"\0" + environment).partition(f"\0{MARK}=".encode())
+    return bool(found) and not marks.isdisjoint(rest.partition(b"\0")[0].decode("ascii", "replace").split(":"))
 
 
 def set_limits() -> None:
