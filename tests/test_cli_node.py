@@ -469,10 +469,10 @@ def draining_node(tmp_path: Path, timeout: str) -> Iterator[tuple[NodeCommand, A
     with Machines(tmp_path) as machines:
         node = machines.node("node", "-c", "1", "--drain-timeout", timeout)
         client = machines.program("client", CLOSING.format(address=node.address))
-        client.next("set up", 20)
+        client.next("set up", 30)
         node.process.terminate()
         said = f"draining, for at most {timeout} s: nothing of "
-        node.until_output(lambda output: said in output and "Ctrl-C ends it at once" in output, 10)
+        node.until_output(lambda output: said in output and "Ctrl-C ends it at once" in output, 30)
         yield node, client
         assert files_below(tmp_path / "files-node") == []
 
@@ -481,8 +481,8 @@ def draining_node(tmp_path: Path, timeout: str) -> Iterator[tuple[NodeCommand, A
 def test_a_node_that_drains_ends_once_all_was_closed(tmp_path: Path, how: str) -> None:
     with draining_node(tmp_path, "60") as (node, client):
         client.tell(how)
-        client.next("done", 10)
-        assert node.end(20) == 0
+        client.next("done", 30)
+        assert node.end(30) == 0
         assert "still open" not in node.output and node.output.endswith("discoro-node: stopping\n")
 
 
@@ -490,14 +490,14 @@ def test_a_node_that_drains_ends_once_all_was_closed(tmp_path: Path, how: str) -
 def test_a_second_signal_ends_a_node_that_drains_at_once(tmp_path: Path, number: int) -> None:
     with draining_node(tmp_path, "600") as (node, client):
         node.process.send_signal(number)
-        assert node.end(10) == 0
+        assert node.end(30) == 0
         assert "still open: nothing of " in node.output
         client.process.kill()
 
 
 def test_a_node_that_drains_ends_when_the_time_is_over(tmp_path: Path) -> None:
     with draining_node(tmp_path, "0.1") as (node, client):
-        assert node.end(10) == 0
+        assert node.end(30) == 0
         assert "still open: nothing of " in node.output
         client.process.kill()
 
@@ -507,8 +507,8 @@ def test_a_node_with_nothing_open_drains_at_once_and_ctrl_c_never_drains(tmp_pat
         free, asked = (machines.node(name, "-c", "1", "--drain-timeout", "600") for name in ("free", "asked"))
         free.process.terminate()
         asked.process.send_signal(signal.SIGINT)
-        assert free.end(10) == 0 and "nothing is open" in free.output
-        assert asked.end(10) == 0 and "draining" not in asked.output
+        assert free.end(30) == 0 and "nothing is open" in free.output
+        assert asked.end(30) == 0 and "draining" not in asked.output
 
 
 def test_ctrl_c_in_a_terminal_again_and_again(tmp_path: Path) -> None:

@@ -112,16 +112,16 @@ def test_a_worker_that_is_killed_takes_along_all_that_it_started_and_is_told_of(
     node = machines.node("node", "-c", "1")
     client = a_client(machines, node, KILLED, STARTING)
     for _ in range(3):
-        worker, pids = client.next("started", 20)
+        worker, pids = client.next("started", 30)
         left = started_by(worker)
         assert left > set(pids) and len(left) == 3, "one in its group, one in a session of its own, one that nobody waits for"
         os.kill(worker, signal.SIGKILL)
         client.tell("go on")
-        told = client.next("lost", 20)
+        told = client.next("lost", 30)
         assert f"node/{worker} was killed by SIGKILL, by somebody" in told and "; it held " in told
-        until_ended(list(left), 0)
-    client.next("done", 5)
-    client.succeed(20)
+        until_ended(list(left), 30)
+    client.next("done", 30)
+    client.succeed(30)
 
 
 # Memory.
@@ -171,10 +171,10 @@ def test_a_worker_at_its_limit_of_memory_raises_in_user_code_and_lives_on(machin
     for name in 2 * ["large", "small", "once"]:
         pid, notes = client.next("spent", 60)
         assert notes[0] == "the worker may take 160 MiB of memory: --max-memory of the node node"
-        assert client.next("neighbour", 20) == [pid, name]
+        assert client.next("neighbour", 30) == [pid, name]
         pids.add(pid)
-    client.next("done", 5)
-    client.succeed(20)
+    client.next("done", 30)
+    client.succeed(30)
     assert len(pids) == 1
 
 
@@ -217,8 +217,8 @@ def test_who_keeps_all_memory_and_leaves_nothing_for_discoro_loses_the_worker_an
     told = client.next("lost", 60)
     print(told)
     assert "most likely because it reached the 160 MiB that --max-memory lets it have; it held " in told
-    assert client.next("again", 20) == 0
-    client.succeed(20)
+    assert client.next("again", 30) == 0
+    client.succeed(30)
 
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
@@ -272,9 +272,9 @@ def test_a_worker_that_the_kernel_kills_for_memory_is_told_so(machines: Machines
         told = client.next("lost", 60)
         print(told)
         assert re.search(r"was killed by SIGKILL, by the kernel, for memory: it held 2\d\d MiB of the 300 MiB there are", told)
-        client.succeed(20)
+        client.succeed(30)
         node.process.terminate()
-        assert node.end(10) == 0
+        assert node.end(30) == 0
 
 
 # Its port.
@@ -328,12 +328,12 @@ def test_a_node_starts_again_on_its_port_at_once_whatever_its_code_has_forked(ma
             node = machines.node(f"node{number}", "-c", "1", "-p", port)
             assert node.address == f"127.0.0.1:{port}"
             client = a_client(machines, node, FORKED, FORKING)
-            left += client.next("forked", 20)
+            left += client.next("forked", 30)
             assert not any(tcp_of(pid) for pid in left if alive(pid))
             workers = children(node.pid)
             node.process.send_signal(how)
-            node.end(10)
-            until_ended(list(workers), 5)
+            node.end(30)
+            until_ended(list(workers), 30)
             client.kill()
         assert [pid for pid in left if alive(pid)] == (left if how == signal.SIGKILL else left[::2])
     finally:
@@ -434,13 +434,13 @@ def test_a_disk_that_is_full_refuses_files_by_name_and_disturbs_nobody(machines:
         assert (
             kind in ("TransferFailed", "SetupFailed") and "No space left on device" in text and str(tmp_path / "disk") in text
         )
-    client.next("beside", 10)
-    client.succeed(10)
+    client.next("beside", 30)
+    client.succeed(30)
     left = files_below(disk)
     assert not [name for name in left if ".part" in name or "large" in name or "many" in name], left
     another = a_client(machines, node, FULL.format(paths=[]))
-    another.next("beside", 20)
-    another.succeed(10)
+    another.next("beside", 30)
+    another.succeed(30)
 
 
 def test_a_disk_without_room_for_one_more_file_is_told_to_who_sets_up_and_used_again_later(
@@ -448,11 +448,11 @@ def test_a_disk_without_room_for_one_more_file_is_told_to_who_sets_up_and_used_a
 ) -> None:
     node, _ = on_a_small_disk(machines, tmp_path, "nr_inodes=60")
     filler = a_client(machines, node, NO_DIRECTORY, FILLING)
-    assert filler.next("filled", 20) > 5
+    assert filler.next("filled", 30) > 5
     askers = []
     while True:
         asker = a_client(machines, node, ASKING)
-        kind, value = asker.event(40)
+        kind, value = asker.event(60)
         askers.append(asker)
         if kind == "refused":
             break
@@ -460,13 +460,13 @@ def test_a_disk_without_room_for_one_more_file_is_told_to_who_sets_up_and_used_a
     assert value[0] in ("SetupFailed", "DestPathError"), "no worker, or one that finds no room"
     assert "No space left on device" in value[1] and str(tmp_path / "disk") in value[1]
     filler.tell("free it")
-    filler.next("freed", 20)
+    filler.next("freed", 30)
     while kind == "refused":
         asker.tell("again")
-        kind, value = asker.event(40)
+        kind, value = asker.event(60)
     for each in (*askers, filler):
         each.tell("end")
-        each.succeed(20)
+        each.succeed(30)
 
 
 # Leaving.
@@ -507,13 +507,13 @@ def test_newcomers_do_not_find_a_node_that_drains_and_its_clients_go_on(tmp_path
     with Machines(tmp_path, ["node", "client"]) as machines:
         node = machines.node("node", "-c", "1", "--drain-timeout", "600")
         client = machines.program("client", HOLDING)
-        client.next("set up", 20)
+        client.next("set up", 30)
         node.process.terminate()
-        node.until_output(lambda output: "draining" in output, 10)
+        node.until_output(lambda output: "draining" in output, 30)
         newcomer = machines.program("client", SEEKING)
-        newcomer.next("none", 20)
+        newcomer.next("none", 30)
         client.tell("go on")
-        client.next("closed", 10)
-        assert node.end(20) == 0
-        client.succeed(10)
-        newcomer.succeed(10)
+        client.next("closed", 30)
+        assert node.end(30) == 0
+        client.succeed(30)
+        newcomer.succeed(30)
