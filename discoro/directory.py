@@ -90,13 +90,16 @@ class ClientDirectory:
 
 
 def keep(directory: Path) -> None:
-    """The files in this directory of a worker stay."""
-    (directory / KEPT).touch(0o600)
+    """The files in this directory of a worker stay, if there are any. DestPathError where that cannot be noted down."""
+    try:
+        (directory / KEPT).touch(0o600)
+    except OSError as error:
+        raise DestPathError(f"no file can be kept in {directory}: {error.strerror}. {_OTHER}") from error
 
 
 def remove_unless_kept(directory: Path) -> None:
     """Remove the directory of a worker that ended, whatever it left there."""
-    if (directory / KEPT).exists():
+    if (directory / KEPT).exists() and len(os.listdir(directory)) > 1:  # else a setup that was to keep its files failed
         return
     shutil.rmtree(directory, ignore_errors=True)
     if directory.exists():  # a directory without permissions in it, say

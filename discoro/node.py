@@ -200,6 +200,8 @@ class Slot:
             before = worker.computations.get(number)
             worker.computations[number] = Held(name, units(files), cleanup, opening=before is None)
         try:
+            if not cleanup:
+                keep(worker.directory)
             arguments = {key: value for key, value in incoming.arguments.items() if key != "progress"}  # it is told from here
             answer = await self._mesh.request(worker.server, "setup", arguments, incoming.body)
         except DiscoroError:
@@ -232,10 +234,7 @@ class Slot:
             if is_old and not other.computations[number].replaced:
                 self._mesh.spawn(self._retire(other, number))
             other.computations[number].replaced = is_old
-        held = worker.computations[number]
-        held.opening = False
-        if not held.cleanup:
-            keep(worker.directory)
+        worker.computations[number].opening = False
         self._gone.pop(number, None)
 
     async def _retire(self, worker: Worker, number: str) -> None:

@@ -132,3 +132,19 @@ def test_kept_means_kept(tmp_path: Path) -> None:
     remove_unless_kept(worker)
     directory.remove()
     assert (worker / "file").exists()
+
+
+def test_files_that_cannot_be_kept_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DestPathError, match=r"no file can be kept in .*gone: No such file or directory\. Choose another"):
+        keep(tmp_path / "gone")
+
+
+def test_nothing_stays_of_a_directory_in_which_there_was_nothing_to_keep(tmp_path: Path) -> None:
+    """A setup that was to keep its files and failed, say."""
+    for name in ("nothing", "something"):
+        (tmp_path / name).mkdir()
+        keep(tmp_path / name)
+    (tmp_path / "something" / "file").touch()
+    for name in ("nothing", "something"):
+        remove_unless_kept(tmp_path / name)
+    assert [name for name in files_below(tmp_path) if ".kept" not in name] == ["something", "something/file"]
