@@ -81,6 +81,38 @@ def test_a_cut_host_is_alone_until_it_is_healed(lan: Lan) -> None:
     assert reaches(lan, lan.address("b"))
 
 
+def test_a_link_that_is_down_is_seen_at_the_host_and_is_up_again_afterwards(lan: Lan) -> None:
+    with lan.link_down("a"):
+        assert "NO-CARRIER" in lan.run("a", "ip link show eth0")
+        assert not reaches(lan, lan.address("b"), 0.5)
+    assert reaches(lan, lan.address("b"))
+
+
+def test_a_deaf_host_is_heard_and_hears_nothing(lan: Lan) -> None:
+    with lan.deaf("a"):
+        assert reaches(lan, lan.address("b"))
+    with lan.deaf("b"):
+        assert not reaches(lan, lan.address("b"), 0.5)
+    assert reaches(lan, lan.address("b"))
+
+
+def test_loss_is_of_some_packets_and_a_rate_lets_all_through(lan: Lan) -> None:
+    """A probability of 1 is any other with its luck taken away."""
+    with lan.loss("b", 1.0):
+        assert not reaches(lan, lan.address("b"), 0.5)
+    with lan.loss("a", 1.0), lan.rate("a", "16mbit"):
+        assert "16Mbit" in lan.run("a", "tc qdisc show dev eth0")
+        assert reaches(lan, lan.address("b"))
+    assert "tbf" not in lan.run("a", "tc qdisc show dev eth0")
+    assert "DROP" not in lan.run("b", "iptables -S")
+
+
+def test_a_delay_is_one(lan: Lan) -> None:
+    with lan.delay("a", 50, reordered=10):
+        assert "netem" in lan.run("a", "tc qdisc show dev eth0")
+        assert reaches(lan, lan.address("b"))
+
+
 def test_hosts_see_nothing_else(lan: Lan) -> None:
     names = [line.split()[1].partition("@")[0] for line in lan.run("a", "ip -oneline link").splitlines()]
     assert names == ["lo:", "eth0"]

@@ -2,11 +2,12 @@
 
     with Lan(["a", "b"]) as lan:
         process = lan.popen("a", [sys.executable, "-c", "..."], stdout=subprocess.PIPE)
-        with lan.cut_off("a"):
+        with lan.cut_off("a"), lan.loss("b", 0.05):
             ...
 
-Faults are `with` blocks; each host's interface and address are as before at the end of one.
 
+Faults are `with` blocks; each host's interface and address are as before at the end of one. Where the kernel or the tools lack
+one, the test is skipped with the reason.
 Nothing of it is seen from outside, and nothing stays: each namespace lives as long as one `cat` that waits on
 a pipe of ours, so it goes with the test process, even by SIGKILL. The bridge is in a namespace of its own.
 Without root all of it is inside one user namespace. Needs unshare and nsenter (util-linux) and ip (iproute2).
@@ -185,21 +186,6 @@ class Lan:
         finally:
             self.run(SWITCH, f"ip link delete {port}")
 
-    @contextlib.contextmanager
-    def deaf(self, host: str, what: str = "all") -> Iterator[None]:
-        """Nothing of that comes to the host any more, which still sends: "all", or only "udp". Skips without iptables."""
-        if shutil.which("iptables") is None:
-            pytest.skip("iptables is not installed")
-        rule = f"INPUT -i eth0 -p {what} -j DROP"
-        try:
-            self.run(host, f"iptables -A {rule}")
-        except subprocess.CalledProcessError:
-            pytest.skip("iptables cannot be used in a namespace here")
-        try:
-            yield
-        finally:
-            self.run(host, f"iptables -D {rule}")
-
     def unplug(self, host: str) -> None:
         """The host loses its interface altogether, as when a USB adapter is pulled out."""
         self.run(SWITCH, f"ip link delete {self._port_name(host)}")
@@ -211,6 +197,73 @@ class Lan:
         self.run(SWITCH, f"ip link set {port} master switch up")
         self.run(host, f"ip address add {self.address(host)}/24 dev eth0")
         self.run(host, "ip link set eth0 up")
+
+    @contextlib.contextmanager
+    def link_down(self, host: str) -> Iterator[None]:
+        """The cable is out of the host's interface, which has no carrier and notices it; its addresses stay."""
+        self._port(host, "down")
+        try:
+            yield
+        finally:
+            self._port(host, "up")
+
+    @contextlib.contextmanager
+    def deaf(self, host: str, what: str = "all") -> Iterator[None]:
+        """Nothing of that comes to the host any more, which still sends: "all", or only "udp"."""
+        with self._rule(host, f"-i eth0 -p {what} -j DROP"):
+            yield
+
+    @contextlib.contextmanager
+    def loss(self, host: str, share: float) -> Iterator[None]:
+        """That share of the packets to the host is lost, at random; what it sends is not touched."""
+        with self._rule(host, f"-i eth0 -m statistic --mode random --probability {share} -j DROP"):
+            yield
+
+    @contextlib.contextmanager
+    def one_way_firewall(self, host: str) -> Iterator[None]:
+        """Nobody opens a TCP connection to the host, who tries hears nothing; it opens its own as ever."""
+        with self._rule(host, "-p tcp --syn -j DROP"):
+            yield
+
+    @contextlib.contextmanager
+    def rate(self, host: str, rate: str) -> Iterator[None]:
+        """What the host sends leaves it at no more than that rate, such as "16mbit"."""
+        with self._queue(host, f"tbf rate {rate} burst 32k latency 400ms"):  # 400 ms: what a router at home holds back
+            yield
+
+    @contextlib.contextmanager
+    def delay(self, host: str, milliseconds: int, reordered: int = 0) -> Iterator[None]:
+        """What the host sends takes so long, give or take a fifth; so many packets in a hundred overtake the others."""
+        order = f" reorder {reordered}% 50%" if reordered else ""
+        with self._queue(host, f"netem delay {milliseconds}ms {milliseconds // 5}ms{order}"):
+            yield
+
+    @contextlib.contextmanager
+    def _rule(self, host: str, rule: str) -> Iterator[None]:
+        for tool in ("iptables", "ip6tables"):
+            self._try(host, f"{tool} -w -A INPUT {rule}")
+        try:
+            yield
+        finally:
+            for tool in ("iptables", "ip6tables"):
+                self.run(host, f"{tool} -w -D INPUT {rule}")
+
+    @contextlib.contextmanager
+    def _queue(self, host: str, discipline: str) -> Iterator[None]:
+        self._try(host, f"tc qdisc add dev eth0 root {discipline}")
+        try:
+            yield
+        finally:
+            self.run(host, "tc qdisc del dev eth0 root")
+
+    def _try(self, host: str, command: str) -> None:
+        """Run it on the host; skip the test where this machine cannot."""
+        tool = command.split()[0]
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+        done = subprocess.run([*self._enter(host), *command.split()], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"{command!r} cannot be done here: {done.stderr.strip()}")
 
     def drop_multicast(self) -> None:
         """The switch passes no multicast between hosts, as some Wi-Fi; unicast and ARP do pass (IPv6 needs
