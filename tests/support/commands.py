@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import select
@@ -61,6 +62,10 @@ class Command:
     def output(self) -> str:
         """What it wrote on standard error."""
         return self._log.read_text(errors="replace")
+
+    def forget(self) -> None:
+        """Remove what it wrote."""
+        self._log.unlink()
 
     def until_output(self, holds: Callable[[str], bool], timeout: float) -> None:
         """Until that holds of what it wrote on standard error; fails after `timeout` seconds, with it."""
@@ -147,6 +152,7 @@ class Machines:
         self.lan = Lan(hosts) if hosts else None
         self._directory = directory
         self._commands: list[Command] = []
+        self._numbers = itertools.count()  # of files
         self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> Machines:
@@ -162,7 +168,7 @@ class Machines:
             finally:
                 self._kill_all()
         if error is None:
-            self._refuse_noise()
+            self._refuse_noise(self._commands)
         else:
             self._print_outputs()
 
@@ -177,14 +183,22 @@ class Machines:
 
     def program(self, host: str, source: str, *, key_file: Path | None = None, **environment: str) -> Command:
         """A program with this source."""
-        path = self._directory / f"program-{len(self._commands)}.py"
+        path = self._directory / f"program-{next(self._numbers)}.py"
         path.write_text(PRELUDE + textwrap.dedent(source))
         return Command(*self._start(host, [sys.executable, str(path)], key_file, **environment))
+
+    def forget(self, command: Command) -> None:
+        """One that has ended, and whose output says nothing more: where many come and go, they are not kept."""
+        assert command.process.poll() is not None
+        with command.process:  # closes its pipes
+            self._commands = [each for each in self._commands if each.process is not command.process]
+        self._refuse_noise([command])
+        command.forget()
 
     def _start(
         self, host: str, command: list[str], key_file: Path | None, **environment: str
     ) -> tuple[subprocess.Popen[bytes], Path]:
-        log = self._directory / f"log-{len(self._commands)}-{host}.txt"
+        log = self._directory / f"log-{next(self._numbers)}-{host}.txt"
         own = {"PYTHONPATH": str(ROOT), "DISCORO_KEY_FILE": str(key_file or self.key_file), **environment}
         pipe = subprocess.PIPE
         with open(log, "wb") as errors:
@@ -213,7 +227,7 @@ class Machines:
         for command in self._commands:
             print(f"--- {command.process.args!r} ended with {command.process.returncode}, and wrote:\n{command.output}")
 
-    def _refuse_noise(self) -> None:
-        for command in self._commands:
+    def _refuse_noise(self, commands: Sequence[Command]) -> None:
+        for command in commands:
             noisy = [word for word in NOISE if word in command.output]
             assert not noisy, f"{command.process.args!r} left {noisy} in its output:\n{command.output}"

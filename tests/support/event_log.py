@@ -40,6 +40,7 @@ SHAPES = {
     "ended": "who how",  # a coroutine returned, or its process is about to leave
     "apart": "births until",  # a fault kept these processes apart since this line, until then
     "stopped": "birth until",
+    "born": "birth pid client sleeper",  # a worker of that client, and a process that it started
     "left": "pid what",  # a process, a file, ... that should be gone
     "over": "",  # the end of the scenario
 }
@@ -98,6 +99,7 @@ def judge(lines: Iterable[Line], limits: Limits | None = None) -> Verdict:
     }
     figures = {"sent": len(history.of(Sent)), "received": len(history.of(Received)), "monitors": len(of(whole, "monitors"))}
     figures |= {"links lost": len(of(whole, "lost"))} | {what: len(said) for what, said in doubts.items()}
+    figures["slowest notice of a kill, ms"] = round(1000 * max(kills_told(whole), default=0.0))
     return Verdict(figures, [f"{what}: {text}" for what, said in doubts.items() for text in said])
 
 
@@ -180,6 +182,15 @@ def _due(lines: Sequence[Line], by: Sequence[int], whom: Sequence[int], since: f
     mine = [at for _, at, birth, _ in of(lines, "died") if birth == by[0]]
     mine += [at for _, at, who, _ in of(lines, "ended") if list(who) == list(by)]
     return None if min(mine, default=due) < due else due
+
+
+def kills_told(lines: Sequence[Line]) -> Iterator[float]:
+    """After how many seconds who monitored somebody that was killed was told of it."""
+    killed = {birth: at for _, at, birth, _ in of(lines, "died")}
+    monitored = {(tuple(by), tuple(whom)): at for _, at, by, whom in of(lines, "monitors")}
+    for _, at, by, whom, _ in of(lines, "noticed"):
+        if killed.get(whom[0], at) < at:
+            yield at - max(killed[whom[0]], monitored.get((tuple(by), tuple(whom)), 0.0))
 
 
 def notices_doubled(lines: Sequence[Line]) -> Iterator[str]:
