@@ -44,7 +44,7 @@ class Opened:
 
     async def __aenter__(self):
         self.server = random.choice(await discoro.servers(timeout=20))
-        await self.computation.setup(self.server, timeout=60)
+        await self.computation.setup(self.server, timeout=200)  # others wait for workers at that slot, 30 s each
         return self
 
     async def run(self, *arguments):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.event_log import Verdict
+from tests.support.event_log import SLOWEST, Verdict
 from tests.support.killing import Arena, Fault
 
 AT_A_TIME = 3  # arenas: most of a round is waiting
@@ -54,9 +54,9 @@ def figures(played: list[Played]) -> dict[str, int]:
     total: Counter[str] = Counter({"rounds": len(played)})
     for each in played:
         total[f"{each.fault.who} {'stopped' if each.fault.stopped else 'killed'}"] += 1
-        slowest = max(total["slowest notice of a kill, ms"], each.verdict.figures["slowest notice of a kill, ms"])
+        slowest = max(total[SLOWEST], each.verdict.figures[SLOWEST])
         total.update(each.verdict.figures)
-        total["slowest notice of a kill, ms"] = slowest
+        total[SLOWEST] = slowest
     return dict(total)
 
 

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.soak.clients import SOURCE
 from tests.support.commands import Command, Machines, NodeCommand
@@ -33,13 +33,16 @@ BETWEEN = (2.0, 6.0)  # seconds between faults: the time to be noticed (a heartb
 STOPPED = (0.1, 5.0)  # seconds: above and below what the heartbeat takes for a break
 
 
-class Sample:
+class Sample(NamedTuple):
     """What a process takes at one time: KiB resident, descriptors."""
 
-    def __init__(self, pid: int) -> None:
+    kib: int
+    files: int
+
+    @classmethod
+    def of(cls, pid: int) -> Sample:
         status = Path(f"/proc/{pid}/status").read_text()
-        self.kib = int(status.partition("VmRSS:")[2].split()[0])
-        self.files = len(os.listdir(f"/proc/{pid}/fd"))
+        return cls(int(status.partition("VmRSS:")[2].split()[0]), len(os.listdir(f"/proc/{pid}/fd")))
 
 
 class Load:
@@ -66,7 +69,7 @@ class Load:
     def sample(self) -> None:
         for name, process in self.processes().items():
             assert process.process.poll() is None, f"{name} ended with {process.process.returncode}:\n{process.output}"
-            self.samples[name].append(Sample(process.pid))
+            self.samples[name].append(Sample.of(process.pid))
 
     # -------------------------------------------------------------- faults
 
@@ -154,7 +157,12 @@ def run(minutes: float, seed: int, output: Path | None) -> int:
                     fault = time.monotonic() + load._random.uniform(*BETWEEN)
                 pause(max(0.0, min(sampled, fault, end) - time.monotonic()))
             counts = load.end()
-    return tell(load, counts, {"seed": seed, "minutes": minutes}, output)
+    report = {"seed": seed, "minutes": minutes, "faults": load.faults, "counts": counts}
+    good = tell(load.samples, counts, load.faults)
+    if output is not None:
+        samples = {name: [[each.kib, each.files] for each in taken] for name, taken in load.samples.items()}
+        output.write_text(json.dumps(report | {"samples": samples, "good": good}, indent=1))
+    return 0 if good else 1
 
 
 def heading(samples: dict[str, list[Sample]]) -> str:
@@ -166,22 +174,21 @@ def line(seconds: float, load: Load) -> str:
     return f"{seconds / 60:6.1f} " + "".join(f"{each.kib / 1024:>10.1f}/{each.files:>4}" for each in latest)
 
 
-def tell(load: Load, counts: dict[str, Any], report: dict[str, Any], output: Path | None) -> int:
-    """The verdict in words, and as JSON in a file."""
-    flat = {name: flatness(samples) for name, samples in load.samples.items()}
-    for name, (kib, files) in flat.items():
-        said = "flat" if kib <= GROWTH_KIB and files <= GROWTH_FILES else "GREW"
+def tell(samples: dict[str, list[Sample]], counts: dict[str, Any], faults: dict[str, int]) -> bool:
+    """Print the verdict; whether all is flat, and nobody was left waiting."""
+    growths = {name: flatness(taken) for name, taken in samples.items()}
+    for name, (kib, files) in growths.items():
+        said = "flat" if is_flat(kib, files) else "GREW"
         print(f"{name:10} {said}: from the second third to the last by {kib:+.0f} KiB and {files:+.0f} descriptors")
     for kind, count in counts.items():
         print(f"{kind:10} done {count['done']}, spoilt by faults {count['errors']}")
     waiting = sum(count["errors"].get("LeftWaiting", 0) for count in counts.values())
-    print(f"faults: {dict(load.faults)}; left waiting: {waiting}; workers left: 0")
-    samples = {name: [[each.kib, each.files] for each in taken] for name, taken in load.samples.items()}
-    report |= {"samples": samples, "growth": flat, "counts": counts, "faults": load.faults, "left waiting": waiting}
-    if output is not None:
-        output.write_text(json.dumps(report, indent=1))
-    grew = any(kib > GROWTH_KIB or files > GROWTH_FILES for kib, files in flat.values())
-    return 1 if grew or waiting else 0
+    print(f"faults {dict(faults)}; left waiting {waiting}; workers left 0")
+    return not waiting and all(is_flat(*growth) for growth in growths.values())
+
+
+def is_flat(kib: float, files: float) -> bool:
+    return kib <= GROWTH_KIB and files <= GROWTH_FILES
 
 
 def flatness(samples: list[Sample]) -> tuple[float, float]:

@@ -135,7 +135,7 @@ class NodeCommand(Command):
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         super().__init__(process, log)
-        self.ready: dict[str, Any] = json.loads(self.line(20))
+        self.ready: dict[str, Any] = json.loads(self.line(60))
 
     @property
     def address(self) -> str:

@@ -46,6 +46,9 @@ SHAPES = {
 }
 
 
+SLOWEST = "slowest notice of a kill, ms"  # the one figure that is no count
+
+
 class EventLog:
     """The file of one process."""
 
@@ -98,8 +101,8 @@ def judge(lines: Iterable[Line], limits: Limits | None = None) -> Verdict:
         "left over": [f"{what}: {pid}" for _, _, pid, what in of(whole, "left")],
     }
     figures = {"sent": len(history.of(Sent)), "received": len(history.of(Received)), "monitors": len(of(whole, "monitors"))}
-    figures |= {"links lost": len(of(whole, "lost"))} | {what: len(said) for what, said in doubts.items()}
-    figures["slowest notice of a kill, ms"] = round(1000 * max(kills_told(whole), default=0.0))
+    figures |= {SLOWEST: round(1000 * max(kills_told(whole), default=0.0)), "links lost": len(of(whole, "lost"))}
+    figures |= {what: len(said) for what, said in doubts.items()}
     return Verdict(figures, [f"{what}: {text}" for what, said in doubts.items() for text in said])
 
 

@@ -113,8 +113,9 @@ async def quietly(operation):
 errors = []
 
 async def play(path, coro=None):
-    other = await coro.receive()
     this = Round(coro, path)
+    while not isinstance(other := await coro.receive(), discoro.CoroRef):
+        this.note("received", other[1], other[2])  # a number: the other has begun already
     worker = asyncio.ensure_future(quietly(this.with_worker()))
     watching = asyncio.ensure_future(quietly(this.watch(other)))
     finishing = ended = False

@@ -5,7 +5,6 @@
         with lan.cut_off("a"), lan.loss("b", 0.05):
             ...
 
-
 Faults are `with` blocks; each host's interface and address are as before at the end of one. Where the kernel or the tools lack
 one, the test is skipped with the reason.
 Nothing of it is seen from outside, and nothing stays: each namespace lives as long as one `cat` that waits on
