@@ -53,7 +53,7 @@ class Load:
         self.nodes: dict[str, NodeCommand] = {name: machines.node(name, "-c", "3") for name in ("ada", "bob")}
         self.clients: dict[str, Command] = {kind: self._client(kind) for kind in KINDS}
         for client in self.clients.values():
-            client.next("ready", 30)
+            client.next("ready", 120)
         self.faults: Counter[str] = Counter()
         self.samples: dict[str, list[Sample]] = {name: [] for name in (*self.nodes, *self.clients)}
 
@@ -108,7 +108,7 @@ class Load:
     def _come_and_go(self) -> None:
         """A client of a random kind, killed at a random moment of its work."""
         client = self._client(self._random.choice(KINDS))
-        client.next("ready", 30)
+        client.next("ready", 120)
         pause(self._random.uniform(0, 2))
         client.kill()
         client.end(10)

@@ -102,6 +102,7 @@ def judge(lines: Iterable[Line], limits: Limits | None = None) -> Verdict:
     }
     figures = {"sent": len(history.of(Sent)), "received": len(history.of(Received)), "monitors": len(of(whole, "monitors"))}
     figures |= {SLOWEST: round(1000 * max(kills_told(whole), default=0.0)), "links lost": len(of(whole, "lost"))}
+    figures["counted as lost"] = sum(messages for *_, messages in of(whole, "counted"))
     figures |= {what: len(said) for what, said in doubts.items()}
     return Verdict(figures, [f"{what}: {text}" for what, said in doubts.items() for text in said])
 

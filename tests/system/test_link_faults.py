@@ -33,7 +33,7 @@ def key(ref):
     return [ref.birth, ref.id]
 
 async def source(coro=None):
-    sink = await coro.locate("sink of " + OTHER, timeout=20)
+    sink = await coro.locate("sink of " + OTHER, timeout=60)
     sink.send(("begin", coro.ref))
     await coro.monitor(sink)
     log.add("monitors", key(coro.ref), key(sink))
@@ -57,7 +57,7 @@ async def source(coro=None):
 
 async def sink(coro=None):
     await coro.register("sink of " + SIDE)
-    word, sender = await coro.receive(30)
+    word, sender = await coro.receive(60)
     watched = False
     while True:
         if not watched:
@@ -83,7 +83,8 @@ async def heavy(coro=None):
         say("bulk", [begun, time.monotonic()])
 
 async def main():
-    async with discoro.Mesh(name=SIDE, mdns=False, peers=PEERS, peer_timeout=TIMEOUT) as mesh:
+    options = {"mdns": False, "peers": PEERS, "peer_timeout": TIMEOUT, "discover_timeout": 60}  # all others start as well
+    async with discoro.Mesh(name=SIDE, **options) as mesh:
         me = mesh.me.birth
         mesh._peers.on_ended.append(lambda link: log.add("lost", me, link.birth))
         say("ready", [mesh.addresses[0], me])
@@ -114,14 +115,13 @@ class Pair:
         self.sides: list[Command] = []
         self.births: list[int] = []
 
-    def start(self) -> None:
-        """Both processes; in the thread of the test, as machines are not shared between threads."""
-        self._side(0, [])
-        address, birth = self.sides[0].next("ready", 30)
-        self.births.append(birth)
-        self._side(1, [address])
-
-    def _side(self, which: int, peers: list[str]) -> None:
+    def start(self, which: int) -> None:
+        """Left, and when all of these are on their way, right; in the thread of the test, as it alone has the machines."""
+        peers = []
+        if which == 1:
+            address, birth = self.sides[0].next("ready", 60)
+            self.births.append(birth)
+            peers.append(address)
         names = ("left", "right")
         constants = {"SIDE": names[which], "OTHER": names[1 - which], "PEERS": peers, "TIMEOUT": self._timeout}
         constants |= {"LOG": str(self.directory / f"{names[which]}.jsonl"), "BULK": BULK}
@@ -130,9 +130,9 @@ class Pair:
 
     def stream(self) -> None:
         """Until numbers flow both ways."""
-        self.births.append(self.sides[1].next("ready", 30)[1])
+        self.births.append(self.sides[1].next("ready", 60)[1])
         for side in self.sides:
-            side.next("streaming", 30)
+            side.next("streaming", 60)
 
     def apart(self, seconds: float) -> None:
         """A fault begins that keeps the two apart for so long."""
@@ -253,8 +253,9 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Verdi
     hosts = [f"{name} {side}" for name in SCENARIOS for side in ("left", "right")]
     with Machines(tmp_path_factory.mktemp("links"), hosts) as machines:
         pairs = [Pair(machines, name, timeout) for name, (timeout, _) in SCENARIOS.items()]
-        for pair in pairs:
-            pair.start()
+        for which in (0, 1):
+            for pair in pairs:
+                pair.start(which)
         with ThreadPoolExecutor(len(pairs)) as pool:
             futures = {pair.name: pool.submit(played, pair, SCENARIOS[pair.name][1]) for pair in pairs}
     return futures
@@ -266,8 +267,9 @@ def test_a_fault_of_the_network_loses_doubles_and_reorders_nothing(verdicts: dic
     verdict = verdicts[name].result()
     print(f"{name}: {verdict}")
     assert not verdict.broken
-    assert verdict.figures["sent"] > 200 and verdict.figures["monitors"] >= 4
+    assert verdict.figures["sent"] >= 80 and verdict.figures["monitors"] >= 4
     if name in SOME_LOSE:
-        assert verdict.figures["links lost"] >= 2 and verdict.figures["received"] < verdict.figures["sent"]
+        missing = verdict.figures["sent"] - verdict.figures["received"]
+        assert verdict.figures["links lost"] >= 4 and verdict.figures["counted as lost"] >= missing > 0
     else:
-        assert verdict.figures["received"] == verdict.figures["sent"]
+        assert verdict.figures["received"] == verdict.figures["sent"] and not verdict.figures["counted as lost"]
