@@ -84,7 +84,7 @@ def test_who_never_receives_holds_its_senders_and_nobody_else(tmp_path: Path) ->
     with Machines(tmp_path) as machines:
         node = machines.node("ada", "-c", "1")
         client = machines.program("client", f"ADDRESS = {node.address!r}\n{CLIENT}")
-        sent, said = client.next("full", 60)
+        sent, said = client.next("full", 120)
         assert sent >= 10_000 and "use deliver" in said
         same, seconds = client.next("neighbour", 60)
         assert same, "the neighbour's answers, in order"
