@@ -56,6 +56,7 @@ from discoro.queues import Queue
 from discoro.rci import RCI
 from discoro.references import CoroRef
 from discoro.server import discoro_server
+from discoro.takeover import Detached, detached, take_over
 
 __all__ = [
     "BadArguments",
@@ -70,6 +71,7 @@ __all__ = [
     "CoroEnded",
     "CoroRef",
     "DestPathError",
+    "Detached",
     "DiscoroError",
     "ExitNotice",
     "HotSwap",
@@ -110,10 +112,12 @@ __all__ = [
     "current_coro",
     "current_mesh",
     "del_file",
+    "detached",
     "discoro_server",
     "fetch_file",
     "join",
     "run",
     "send_file",
     "servers",
+    "take_over",
 ]

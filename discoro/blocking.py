@@ -24,6 +24,7 @@ from discoro.coro import Coro
 from discoro.presence import Peer
 from discoro.progress import Count
 from discoro.references import CoroRef, Handle
+from discoro.takeover import Detached, detached, take_over
 
 
 class BlockingMesh:
@@ -131,11 +132,25 @@ class BlockingMesh:
         return [BlockingCoro(self, ref) for ref in found]
 
     def computation(
-        self, computation: Callable[..., Any], depends: Sequence[Any] = (), cleanup: bool = True
+        self,
+        computation: Callable[..., Any],
+        depends: Sequence[Any] = (),
+        cleanup: bool = True,
+        *,
+        detach: bool | float = False,
+        name: str | None = None,
     ) -> BlockingComputation:
         """A computation, to be set up at servers; see `discoro.Computation`."""
         self._background.check()
-        return BlockingComputation(self, Computation(computation, depends, cleanup))
+        return BlockingComputation(self, Computation(computation, depends, cleanup, detach=detach, name=name))
+
+    def detached(self, name: str | None = None, timeout: float | None = None) -> list[Detached]:
+        """The detached computations on the mesh; see `discoro.detached`."""
+        return list(self._background.call(lambda: detached(name, timeout)))
+
+    def take_over(self, which: str | Detached, timeout: float | None = None) -> BlockingComputation:
+        """Become the owner of a detached computation; see `discoro.take_over`."""
+        return BlockingComputation(self, self._background.call(lambda: take_over(which, timeout)))
 
     # -------------------------------------------------------------- files
 
@@ -316,7 +331,7 @@ class BlockingCoro:
 
 
 class BlockingComputation:
-    """A computation, for ordinary code: the four methods of `Computation`, each waiting until it is done."""
+    """A computation, for ordinary code: the methods of `Computation`, each waiting until it is done."""
 
     __slots__ = ("_background", "_computation", "_mesh")
 
@@ -342,6 +357,16 @@ class BlockingComputation:
     def run(self, peer: Handle | BlockingCoro, /, *args: Any, **kwargs: Any) -> BlockingCoro:
         """Create a coroutine of it at a server, with these arguments. See `Computation.run`."""
         return BlockingCoro(self._mesh, self._background.call(lambda: self._computation.run(_bare(peer), *args, **kwargs)))
+
+    @property
+    def servers(self) -> list[BlockingCoro]:
+        """The servers where it is open. See `Computation.servers`."""
+        return [BlockingCoro(self._mesh, server) for server in self._computation.servers]
+
+    def coroutines(self, peer: Handle | BlockingCoro, timeout: float | None = None) -> tuple[list[BlockingCoro], ...]:
+        """Its coroutines at a server, those that run and those that have ended. See `Computation.coroutines`."""
+        found = self._background.call(lambda: self._computation.coroutines(_bare(peer), timeout))
+        return tuple([BlockingCoro(self._mesh, ref) for ref in refs] for refs in found)
 
     def ping(self, peer: Handle | BlockingCoro, timeout: float = PING_TIMEOUT) -> int:
         """Whether the server is reachable and the computation open there. Returns 0. See `Computation.ping`."""

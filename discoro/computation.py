@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import inspect
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from discoro import payload
 from discoro.coro import sender
@@ -33,8 +34,9 @@ from discoro.errors import (
 )
 from discoro.files import Shipped, Source, measure, packed_files
 from discoro.mesh import Mesh, current_mesh
-from discoro.messages import Part
+from discoro.messages import MAX_NAME, MIB, Part
 from discoro.modules import Referred, requirement_of
+from discoro.packing import unpack_rows
 from discoro.progress import Count, watching
 from discoro.references import CoroRef, Handle, Running
 
@@ -43,6 +45,8 @@ CLOSE_TIMEOUT = 10.0  # seconds that running coroutines get to end
 GIVE_UP_TIMEOUT = 1.0  # seconds that a worker whose setup was given up gets to answer, before it is killed
 CLOSE_GRACE = 10.0  # seconds on top that the node gets to kill a worker and answer
 NAME_LETTERS = 100  # of a function's name, which is for people
+MAX_COROS, MAX_COROS_BYTES = 1_000_000, 16 * MIB  # of one computation, that a worker tells: ten times what it remembers
+LONGEST_KEPT = 366 * 86_400.0  # seconds; what is to wait longer for an owner is to be kept for good: detach=True
 
 
 @dataclass
@@ -53,30 +57,66 @@ class _There:
     referred: Referred
 
 
+class Coroutines(NamedTuple):
+    """The coroutines of a computation at one server: those that run, and those that were run there and have ended."""
+
+    running: list[CoroRef]
+    ended: list[CoroRef]
+
+
 class Computation:
     """Packs a coroutine function, with what it uses, for `discoro_server`s to run (the asyncoro 3.2 discoro page).
 
     `computation` is a generator function or an `async def`. `depends` lists what it uses beyond what its code names: functions,
     classes, modules (one in a package brings the whole package), and paths of files or directories. Files lie side by side in
     the worker's working directory, under their base names. Modules of one's own that the code imports go along unnamed.
-    `cleanup` says whether `close` removes them. All four methods are used with yield or await, take as `peer` what
-    `Coro.locate` or `discoro.servers` gave, and raise a named error where they fail.
+    `cleanup` says whether `close` removes them. With `detach=True` it stays open when this process is gone, until it is closed
+    or its node stops; with `detach=SECONDS`, at most for so long without an owner. `take_over` finds it then by its `name`
+    (default: the function's). All methods are used with yield or await, take as `peer` what `Coro.locate` or
+    `discoro.servers` gave, and raise a named error where they fail.
 
-    Raises NotACoroutine for anything but a coroutine function, ConfigError for a dependency that is none of these.
+    Raises NotACoroutine for anything but a coroutine function, ConfigError for a dependency that is none of these, and for a
+    `name` or `detach` that is none.
     """
 
-    def __init__(self, computation: Callable[..., Any], depends: Sequence[Any] = (), cleanup: bool = True) -> None:
+    def __init__(
+        self,
+        computation: Callable[..., Any],
+        depends: Sequence[Any] = (),
+        cleanup: bool = True,
+        *,
+        detach: bool | float = False,
+        name: str | None = None,
+    ) -> None:
         check_coroutine(computation)
-        self.name = getattr(computation, "__name__", "computation")[:NAME_LETTERS]
-        self._function = computation
+        self.name = _checked_name(name) if name is not None else getattr(computation, "__name__", "computation")[:NAME_LETTERS]
+        self._function: Callable[..., Any] | None = computation
         self._depends = taken(depends)
         self._cleanup = cleanup
+        self._detach = _checked_detach(detach)
         self._id = secrets.token_hex(16)
         self._there: dict[CoroRef, _There] = {}  # by server
         self._runs: dict[CoroRef, Running] = {}  # server -> what was created there and may still run
 
+    @classmethod
+    async def taken_over(cls, name: str, number: str, servers: Sequence[CoroRef]) -> Computation:
+        """One that another process set up at these servers, and that is this one's from now on; see `discoro.take_over`."""
+        mesh, self = current_mesh(), cls.__new__(cls)
+        self.name, self._id, self._function = name, number, None
+        self._there, self._runs = {}, {}
+        for server in servers:
+            with _named_loss(name, server):
+                answer = await mesh.request(server, "take", self._arguments())
+            self._there[server] = _There(_worker_in(answer.value), Referred())
+        return self
+
     def __repr__(self) -> str:
         return f"<Computation {self.name} open at {len(self._there)} servers>"
+
+    @property
+    def servers(self) -> list[CoroRef]:
+        """The servers where it is open, as far as this process set it up there, or took it over."""
+        return list(self._there)
 
     async def setup(
         self,
@@ -97,9 +137,12 @@ class Computation:
         Raises Timeout, SetupFailed (with what func raised as cause), PackagesMissing for what is not installed there,
         PackError, TooLarge, TransferFailed, PeerLost, WorkerLost, and ConfigError for a file that cannot be read. Nothing is
         left half-open: a setup that ran out of time while the code was being opened closes the computation at that server; one
-        that ran out of time before changes nothing.
+        that ran out of time before changes nothing. NameTaken where its node keeps another detached one of the name;
+        ConfigError for one that was taken over, whose code is not here.
         """
         mesh, server, referred = current_mesh(), _server(peer), Referred()
+        if self._function is None:
+            raise ConfigError(f"{self.name} was taken over: its code is not here. Make a Computation of your own to set it up")
         code = _packed_code([self._function, *self._depends.code], referred)
         call = _packed_call(func, args, kwargs, referred)
         try:
@@ -137,6 +180,24 @@ class Computation:
         if creator is not None:
             creator.created(ref)
         return ref
+
+    async def coroutines(self, peer: Handle, timeout: float | None = None) -> Coroutines:
+        """Its coroutines at `peer`, whoever created them: `running`, and `ended`, two lists of references, oldest first.
+
+        `result` of one that ended gives what it returned; the worker keeps the last 100,000 results, and 16 MiB of values. Of
+        those that ended, only what `run` created is told, the last 10,000. A busy worker answers when it can: raises Timeout
+        after `timeout` seconds; NotSetUp, WorkerLost, PeerLost.
+        """
+        mesh, server = current_mesh(), _server(peer)
+        worker = self._at(server).worker
+        with _named_loss(self.name, server):
+            answer = await mesh.request(worker, "coros", self._arguments(), timeout=timeout)
+        found = Coroutines([], [])
+        for number, runs in unpack_rows(b"".join(map(bytes, answer.body)), MAX_COROS_BYTES, MAX_COROS, 2):
+            if type(number) is not int or number < 1 or type(runs) is not bool:
+                raise ProtocolError("an answer to coros that is no list of coroutines")
+            (found.running if runs else found.ended).append(dataclasses.replace(worker, id=number))
+        return found
 
     async def ping(self, peer: Handle, timeout: float = PING_TIMEOUT) -> int:
         """Whether the server is reachable and the computation open there. Returns 0.
@@ -226,16 +287,15 @@ class Computation:
         sources = [source for _, source in files]
         with watching(progress, self.name) as watch, mesh.transfers.offering(sources, watch, server.birth) as offered:
             arguments = self._arguments(name=self.name, cleanup=self._cleanup, files=1, code=len(code), **offered)
+            if self._detach is not False:
+                arguments["detach"] = self._detach
             try:
                 answer = await mesh.request(server, "setup", arguments, body)
             except asyncio.CancelledError:  # given up, by timeout or by whoever waits for us: the server must not go on
                 self._there.pop(server, None)
                 mesh.ask_later(server, "close", self._arguments(timeout=GIVE_UP_TIMEOUT))
                 raise
-        match answer.value:
-            case {"worker": worker}:
-                return CoroRef.from_plain(worker)
-        raise ProtocolError(f"an answer to setup that names no worker: {answer.value!r:.80}")
+        return _worker_in(answer.value)
 
     async def _extend(self, mesh: Mesh, server: CoroRef, there: _There, new: Referred) -> None:
         """Have the worker get the modules that are needed besides."""
@@ -253,6 +313,26 @@ class Computation:
 
 def _measured(files: dict[str, Path]) -> list[tuple[Shipped, Source]]:
     return [measure(path, name) for name, path in files.items()]
+
+
+def _worker_in(answer: Any) -> CoroRef:
+    match answer:
+        case {"worker": worker}:
+            return CoroRef.from_plain(worker)
+    raise ProtocolError(f"an answer that names no worker: {answer!r:.80}")
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_NAME:
+        raise ConfigError(f"name={name!r:.80} cannot be used: it is a text of 1 to {MAX_NAME} bytes")
+    return name
+
+
+def _checked_detach(detach: Any) -> bool | float:
+    is_number = isinstance(detach, int | float) and not isinstance(detach, bool)
+    if isinstance(detach, bool) or (is_number and 0 < detach <= LONGEST_KEPT):
+        return detach if isinstance(detach, bool) else float(detach)
+    raise ConfigError(f"detach={detach!r:.80} cannot be used: it is True, or a number of seconds up to {LONGEST_KEPT:g}")
 
 
 def _server(peer: Handle) -> CoroRef:

@@ -94,6 +94,7 @@ class Mesh:
             "meet": self._on_meet,
             "lost": self._on_worker_lost,
         }
+        self.on_peer_opened: list[Callable[[Greeting], None]] = []
         self.on_peer_lost: list[Callable[[Greeting, str], None]] = []
 
     @classmethod
@@ -511,6 +512,8 @@ class Mesh:
         self._dead.pop(peer.birth, None)
         self._introducing.settled(peer.birth)
         self._presence.opened(link)
+        for tell in list(self.on_peer_opened):
+            tell(peer)
         if self.finding is not None:
             self.finding.met(peer.birth)
         link.awaits_word = peer.role == "worker" and peer.node in (self.me.node, *(node.node for node in self.nodes()))

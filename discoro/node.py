@@ -23,6 +23,7 @@ from discoro.directory import NodeDirectory, keep
 from discoro.errors import ConfigError, DiscoroError, NotSetUp, ProtocolError, SetupFailed, Stuck, Timeout, WorkerLost
 from discoro.files import Shipped, units
 from discoro.finding import BASE_PORT, PORT_RANGE
+from discoro.keeping import Keeping, Kept
 from discoro.mesh import Mesh
 from discoro.messages import PROTOCOL_VERSION, Greeting, Part
 from discoro.options import Place
@@ -38,6 +39,8 @@ WORKERS_PER_SLOT = 8  # clients that may share one slot: each costs a process of
 GONE_KEPT = 1000  # computations lost with their workers, remembered so that ping and close can say how
 GIVE_UP_TIMEOUT = 1.0  # seconds for a worker to close a computation whose setup was given up, before it is killed
 UNUSABLE = 1_000_000  # the load of a slot where no worker starts: whoever has a choice takes another
+LOST_TIMEOUT = 2.0  # seconds for coroutines of a lost client to end; with the grace and the end, all is gone in 5 s
+OURS = ("progress", "detach")  # arguments of setup that are not passed on: the node tells of the one, and knows the other
 CLOSE_LATER = 1.0  # seconds on top of close's timeout, after which the worker itself can say what was stuck
 
 
@@ -72,9 +75,10 @@ class Opening:
 class Slot:
     """The backend of one slot's discoro_server: hands computations to workers. `number`: which of the node's slots."""
 
-    def __init__(self, mesh: Mesh, workers: Workers, number: int) -> None:
+    def __init__(self, mesh: Mesh, workers: Workers, keeping: Keeping, number: int) -> None:
         self._mesh = mesh
         self._workers = workers
+        self._keeping = keeping
         self._store = mesh.transfers.store
         self._number = number
         self._placing = asyncio.Lock()  # one computation at a time gets its worker, so that a client's share one
@@ -163,6 +167,21 @@ class Slot:
         """Runs go straight to the worker, which then tells the one who asked how they end; through a node it could not."""
         raise ProtocolError(f"run is the worker's to answer: ask {self._find(incoming)[0].server}, which setup named")
 
+    async def coros(self, incoming: Incoming) -> None:
+        """The worker's to answer too, which alone knows them."""
+        raise ProtocolError(f"coros is the worker's to answer: ask {self._find(incoming)[0].server}, which take named")
+
+    async def take(self, incoming: Incoming) -> None:
+        """A detached computation is this client's from now on; the worker to ask for runs."""
+        number, found = text_of(incoming.arguments, "id"), self._find(incoming)
+        kept = self._keeping.find(self._number, number)
+        if kept is None:
+            raise NotSetUp(f"{found[0].computations[number].name} was not set up with detach: nobody else can take it over")
+        for worker in found:
+            worker.client = incoming.peer
+        self._keeping.own(kept, incoming.peer)
+        incoming.reply({"worker": found[0].server.to_plain()})
+
     async def ping(self, incoming: Incoming) -> None:
         self._find(incoming)
         incoming.reply(0)
@@ -192,17 +211,21 @@ class Slot:
         """The files of a computation are no longer needed here, unless it is open, or about to be."""
         if number not in self._opening and not self._holding(number):
             self._store.release(number)
+            self._keeping.forget(self._number, number)
 
     async def _open(self, incoming: Incoming, number: str, files: Sequence[Shipped]) -> None:
         name, cleanup = text_of(incoming.arguments, "name"), bool(incoming.arguments.get("cleanup", True))
+        detach = incoming.arguments.get("detach", False)
         async with self._placing:
-            worker = await self._worker_for(incoming.peer, number, files)
+            if detach is not False:
+                self._keeping.claim(self._number, number, name, incoming.peer, detach)
+            worker = await self._worker_for(incoming.peer, number, files, detach is not False)
             before = worker.computations.get(number)
             worker.computations[number] = Held(name, units(files), cleanup, opening=before is None)
         try:
             if not cleanup:
                 keep(worker.directory)
-            arguments = {key: value for key, value in incoming.arguments.items() if key != "progress"}  # it is told from here
+            arguments = {key: value for key, value in incoming.arguments.items() if key not in OURS}
             answer = await self._mesh.request(worker.server, "setup", arguments, incoming.body)
         except DiscoroError:
             await self._undo(worker, number, before)
@@ -212,18 +235,19 @@ class Slot:
             self._store.hold_only(number, [file.blob for file in files])
         incoming.reply(answer.value)
 
-    async def _worker_for(self, client: Greeting, number: str, files: Sequence[Shipped]) -> Worker:
+    async def _worker_for(self, client: Greeting, number: str, files: Sequence[Shipped], detach: bool) -> Worker:
         """The worker for a computation: one that serves the client already, first the one that has it, or a warm one.
 
         One that has it with other contents is not taken: what was edited must never meet what was imported before.
         """
         here = self._here()
-        fit = [worker for worker in here if worker.takes(client) and not worker.conflicts(files)]
+        fit = [worker for worker in here if worker.takes(client, number, detach) and not worker.conflicts(files)]
         if fit:
             return min(fit, key=lambda worker: number not in worker.computations)
         if len(here) >= WORKERS_PER_SLOT:
             raise SetupFailed(f"this slot has {WORKERS_PER_SLOT} workers, for as many clients: close one, or take another slot")
         worker = await self._workers.adopt(client, self._number)
+        worker.detached = detach
         self.weigh()
         return worker
 
@@ -312,7 +336,8 @@ class Slot:
     def _find(self, incoming: Incoming) -> list[Worker]:
         """The workers that hold a computation (several where it was set up again with other files), the current one first."""
         number = text_of(incoming.arguments, "id")
-        found = [worker for worker in self._holding(number) if not worker.computations[number].opening]
+        there = [worker for worker in self._holding(number) if not worker.ending]
+        found = [worker for worker in there if not worker.computations[number].opening]
         if not found:
             how = self._gone.get(number)
             if how is not None:
@@ -332,14 +357,35 @@ class Slot:
             self._gone.popitem(last=False)
         self.weigh()
 
-    def client_lost(self, client: Greeting) -> None:
-        """A client that is gone leaves nothing: its setups are given up, its workers end."""
+    def client_lost(self, client: Greeting, reason: str) -> None:
+        """A client that is gone leaves nothing: its setups are given up, its computations closed, its workers end."""
         for number, openings in self._opening.items():
             self._give_up([each for each in openings if each.client == client.birth], number)
         for worker in self._here():
-            if worker.belongs_to(client) and not worker.ending:
-                worker.ending = f"its client {client.name}/{client.pid} is gone"
-                self._mesh.spawn(self._workers.kill(worker, worker.ending))
+            if worker.belongs_to(client) and not worker.ending and not worker.detached:
+                worker.ending = f"its client {client.name}/{client.pid} is gone ({reason})"
+                self._mesh.spawn(self._end_unowned(worker))
+
+    async def end_kept(self, kept: Kept, why: str) -> None:
+        """A detached computation had no owner for too long."""
+        ending = [worker for worker in self._holding(kept.number) if not worker.ending]
+        for worker in ending:
+            worker.ending = why
+        await asyncio.gather(*map(self._end_unowned, ending))
+
+    def listed(self, number: str) -> dict[str, Any]:
+        """Where a computation is here: the discoro_server to ask for it, and the process that runs it (0: not yet)."""
+        pids = [each.pid for each in self._holding(number) if not each.computations[number].opening and not each.ending]
+        return {"server": self.coro.ref.to_plain(), "pid": pids[-1] if pids else 0}
+
+    async def _end_unowned(self, worker: Worker) -> None:
+        """Close what it has, so that `finally` blocks run and exit notices leave; then end it."""
+        closing = [self._close_in(worker, number, LOST_TIMEOUT, ()) for number in worker.computations]
+        self._gone |= dict.fromkeys(worker.computations, f"it was closed: {worker.ending}")  # for a client that comes back
+        for failed in await asyncio.gather(*closing, return_exceptions=True):
+            if failed is not None:
+                log.info("! closing what nobody owns any more: %s", failed)
+        await self._workers.end(worker, worker.ending)
 
     def weigh(self) -> None:
         """How busy it is has changed: `locate` tells others."""
@@ -368,6 +414,7 @@ class Node:
         self.mesh = Mesh.placed(here, max_file_size=options.max_file_size, **mesh_options)
         self.slots: list[Slot] = []
         self._leaves = False  # it drains: its addresses may change meanwhile, and nobody new is to find it
+        self.keeping = Keeping(self.mesh, lambda kept, why: self.slots[kept.slot].end_kept(kept, why))
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Node:
@@ -379,10 +426,13 @@ class Node:
             workers = Workers(self.mesh, directory, self._worker_ports(), self.options.slots, self.options.max_memory)
             self._workers = workers
             resources.push_async_callback(workers.stop)
-            self.slots = [Slot(self.mesh, workers, number) for number in range(self.options.slots)]
+            resources.callback(self.keeping.close)
+            self.slots = [Slot(self.mesh, workers, self.keeping, number) for number in range(self.options.slots)]
             workers.on_ended = self._worker_ended
             workers.on_able = self._weigh
             self.mesh.on_peer_lost.append(self._peer_lost)
+            self.mesh.on_peer_opened.append(lambda peer: self.keeping.owner_came(peer.birth))
+            self.mesh.handlers["detached"] = self._on_detached
             self.mesh.rekeying.on_changed.append(workers.tell_key)
             self.mesh.moving.on_change += [workers.tell_hosts, lambda: self.mesh.spawn(self._advertise())]
             workers.refill()
@@ -435,7 +485,14 @@ class Node:
 
     def _peer_lost(self, peer: Greeting, reason: str) -> None:
         for slot in self.slots:
-            slot.client_lost(peer)
+            slot.client_lost(peer, reason)
+
+        self.keeping.owner_lost(peer.birth)
+
+    def _on_detached(self, incoming: Incoming) -> None:
+        """What this node keeps, for whoever looks for it."""
+        there = {(kept.slot, kept.number): self.slots[kept.slot].listed(kept.number) for kept in self.keeping}
+        incoming.reply([told | there[key] for key, told in self.keeping.listed().items() if there[key]["pid"]])
 
     async def _advertise(self) -> None:
         """Let others find this node by mDNS, where it is now, unless it is to listen on loopback only."""

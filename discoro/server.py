@@ -1,8 +1,8 @@
 """discoro_server: the coroutine that takes computations, and the worker's side of it.
 
-`discoro_server` answers requests (`Serving`): lacks, setup, extend, run, ping, close. What they do is a `Backend`'s: in a
-worker, or in any process of a user's own, `Computations` opens them in this process; in a node, each slot has a backend of its
-own (node.py) that hands them to workers. Only `Computations` unpacks code.
+`discoro_server` answers requests (`Serving`): lacks, setup, extend, run, coros, take, ping, close. What they do is a
+`Backend`'s: in a worker, or in any process of a user's own, `Computations` opens them in this process; in a node, each slot has
+a backend of its own (node.py) that hands them to workers. Only `Computations` unpacks code.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import traceback
 import types
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,13 +38,15 @@ from discoro.files import Shipped, compiled, measure, place, remove_files, units
 from discoro.mesh import Mesh, current_mesh
 from discoro.messages import MAX_NAME, Greeting, Part
 from discoro.outcomes import CLOSED
+from discoro.packing import pack
 from discoro.requests import Incoming, Service, answering
 from discoro.script import calling
 from discoro.transfers import process_of
 
 log = logging.getLogger("discoro.server")
 
-VERBS = frozenset({"lacks", "setup", "extend", "retire", "run", "ping", "close"})
+VERBS = frozenset({"lacks", "setup", "extend", "retire", "run", "coros", "take", "ping", "close"})
+KEPT_STARTED = 10_000  # coroutines of one computation, so that who takes it over can ask for the results: a megabyte
 MAX_CLOSE_TIMEOUT = 86_400.0  # seconds; a day is beyond any coroutine that still means to end
 
 
@@ -55,6 +58,8 @@ class Backend(Protocol):
     async def extend(self, incoming: Incoming) -> None: ...
     async def retire(self, incoming: Incoming) -> None: ...
     async def run(self, incoming: Incoming) -> None: ...
+    async def coros(self, incoming: Incoming) -> None: ...
+    async def take(self, incoming: Incoming) -> None: ...
     async def ping(self, incoming: Incoming) -> None: ...
     async def close(self, incoming: Incoming) -> None: ...
 
@@ -133,6 +138,7 @@ class Opened:
     function: Callable[..., Any] = field(init=False, repr=False)  # once its code is built
     files: dict[Path, Shipped] = field(default_factory=dict)
     left: dict[Path, Shipped] = field(default_factory=dict)  # of earlier setups, whose coroutines may go on
+    started: OrderedDict[int, None] = field(default_factory=OrderedDict)  # ids of what was run, the latest last
     closing: bool = False
 
     @property
@@ -166,6 +172,8 @@ class Computations:
     async def setup(self, incoming: Incoming) -> None:
         """Open a computation, or open it anew: place its files, build its code, run `func`."""
         number, (files, code, func) = text_of(incoming.arguments, "id"), bodies(incoming)
+        if "detach" in incoming.arguments:
+            raise SetupFailed("detach: this discoro_server is a program's own and ends with it; set up at a node's instead")
         with self._fetched(incoming, files) as fetching:
             await fetching
             self._open(incoming, number, files, code, func)
@@ -192,6 +200,7 @@ class Computations:
             opened.left = {path: file for path, file in {**before.left, **before.files}.items() if path not in opened.files}
             used = {coro.namespace for coro in self._coros(before)}
             opened.namespaces += [each for each in before.namespaces if each in used]
+            opened.started = before.started
         self._opened[number] = opened
 
     async def extend(self, incoming: Incoming) -> None:
@@ -214,7 +223,21 @@ class Computations:
             case _:
                 raise ProtocolError("run without a tuple and a dict of arguments")
         self._mesh.watch_for(coro, incoming.peer)
+        opened.started[coro.ref.id] = None
+        if len(opened.started) > KEPT_STARTED:
+            opened.started.popitem(last=False)
         incoming.reply(coro.ref.to_plain())
+
+    async def coros(self, incoming: Incoming) -> None:
+        """The ids of its coroutines that run, and of those that were run and have ended."""
+        opened = self._find(incoming)
+        running = [coro.ref.id for coro in self._coros(opened)]
+        ended = opened.started.keys() - running
+        incoming.reply(0, [pack([*([number, True] for number in running), *([number, False] for number in sorted(ended))])])
+
+    async def take(self, incoming: Incoming) -> None:
+        """What clients ask a node, and nobody asks a worker."""
+        raise ProtocolError("take is asked of the slots of a node only")
 
     async def ping(self, incoming: Incoming) -> None:
         """0 where the computation is open."""

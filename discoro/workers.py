@@ -72,6 +72,7 @@ class Worker:
     slot: int | None = None
     client: Greeting | None = None
     computations: dict[str, Held] = field(default_factory=dict)
+    detached: bool = False  # it stays when its client is gone, and holds one computation, which nothing else of it ends with
     ending: str = ""  # why the node ends it, if it does
     held: int = 0  # bytes of memory resident at the last look
     in_doubt: bool = False  # perhaps stuck in a setup that was given up: nothing new goes there until that is known
@@ -92,9 +93,10 @@ class Worker:
     def belongs_to(self, client: Greeting) -> bool:
         return self.client is not None and self.client.birth == client.birth
 
-    def takes(self, client: Greeting) -> bool:
-        """Whether it is this client's, and takes further computations."""
-        return self.belongs_to(client) and not self.ending and not self.in_doubt
+    def takes(self, client: Greeting, number: str, detach: bool) -> bool:
+        """Whether it is this client's, and takes that computation; one that is detached has a worker of its own."""
+        is_free = self.belongs_to(client) and not self.ending and not self.in_doubt
+        return is_free and (number in self.computations or not (self.detached or detach))
 
     def conflicts(self, files: Iterable[Shipped]) -> bool:
         """Whether a file, module or package stands for another content here already."""

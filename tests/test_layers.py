@@ -24,7 +24,7 @@ ORDER = (
     "watchdog keyfile security connections zmtp sockets arrivals listening dialling transport interfaces adverts discovery "
     "peers references requests outcomes mailbox driving coro script exits holding names finding introducing presence local "
     "options answers transfers exchange sending moving rekeying mesh services broadcasting spreading hubs channels queues "
-    "rci computation server workers node program background blocking pool cli __main__"
+    "rci computation takeover server workers keeping node program background blocking pool cli __main__"
 ).split()
 THINKING = {"errors", "packing", "messages", "pacing", "outbox", "link", "blobs", "copies", "verdicts", "zmtp"}
 

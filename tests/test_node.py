@@ -19,7 +19,18 @@ import discoro
 from discoro import node as node_module
 from discoro import workers as workers_module
 from discoro.computation import Computation
-from discoro.errors import CloseFailed, ConfigError, NotSetUp, PeerLost, SetupFailed, Stuck, Timeout, TooLarge, WorkerLost
+from discoro.errors import (
+    CloseFailed,
+    ConfigError,
+    CoroEnded,
+    NotSetUp,
+    PeerLost,
+    SetupFailed,
+    Stuck,
+    Timeout,
+    TooLarge,
+    WorkerLost,
+)
 from discoro.mesh import Mesh
 from discoro.node import MAX_SLOTS, Node, NodeOptions, Slot
 from discoro.verdicts import summary
@@ -404,7 +415,7 @@ def test_a_setup_given_up_while_it_waits_for_a_worker_closes_what_it_was_to_repl
 def test_a_slot_opens_no_message_from_its_first_moment_on(tmp_path: Path) -> None:
     async def work(node: Node, mesh: Mesh) -> None:
         await discoro.Coro.locate("discoro_server")
-        slot = Slot(node.mesh, node.slots[0]._workers, 0)
+        slot = Slot(node.mesh, node.slots[0]._workers, node.keeping, 0)
         node.mesh.sending.came(next(iter(node.mesh._peers)), slot.coro.ref.id, [b"not a pickle"])
         assert len(slot.coro.mailbox) == 0
         slot.coro.stop("terminated")
@@ -502,6 +513,77 @@ def test_a_client_that_leaves_without_closing_leaves_nothing(tmp_path: Path) -> 
             pid = node.slots[0]._here()[0].pid
         await in_thread(until_ended, [pid], 5)
         await in_thread(until_gone, cwd, 5)
+
+    with_node(tmp_path, work)
+
+
+def end_in_order(where: str, coro: Any = None) -> Iterator[Any]:
+    try:
+        yield coro.register("in order")
+        yield coro.receive()
+    finally:
+        Path(where).write_text("ended in order")
+
+
+def test_coroutines_of_a_client_that_left_end_in_order_and_others_are_told(tmp_path: Path) -> None:
+    """Their `finally` blocks run, who monitors them is told why, their names are free, and all is gone."""
+
+    async def watcher(coro: Any = None) -> Any:
+        remote = await coro.locate("in order")
+        await coro.monitor(remote)
+        watching.set()
+        notice = await coro.receive()
+        return notice.ref == remote, notice.reason
+
+    async def work(node: Node, mesh: Mesh) -> None:
+        told = asyncio.ensure_future(mesh.run(watcher))
+        async with client_of(node, "another"):
+            computation, server = await opened(end_in_order)
+            await computation.run(server, str(tmp_path / "word"))
+            await watching.wait()
+            (worker,) = node.slots[0]._here()
+        assert await told == (True, "computation closed")
+        assert (tmp_path / "word").read_text() == "ended in order"
+        assert await node.mesh.ask(node.mesh.me.birth, "locate", {"name": "in order"}, 5) == []
+        await asyncio.wait([worker.gone])
+        assert not node.slots[0]._here() and node.slots[0].coro.load == 0
+
+    watching = asyncio.Event()
+    with_node(tmp_path, work)
+
+
+def test_a_busy_worker_ends_with_its_client_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "LOST_TIMEOUT", 0.2)
+
+    async def work(node: Node, mesh: Mesh) -> None:
+        async with client_of(node, "another"):
+            computation, server = await opened(hold)
+            await computation.run(server, 600)
+            (worker,) = node.slots[0]._here()
+        await asyncio.wait([worker.gone])
+        assert "its client another/" in worker.ending
+
+    with_node(tmp_path, work)
+
+
+def test_a_client_that_comes_back_is_told_what_became_of_its_computations(tmp_path: Path) -> None:
+    """The link was lost on both sides, and is opened again under the same births: nothing is there, and it can set up again."""
+
+    async def work(node: Node, mesh: Mesh) -> None:
+        computation, server = await opened(forever)
+        ref = await computation.run(server)
+        (worker,) = node.slots[0]._here()
+        (peer,) = [each for each in mesh.peers() if each.role == "node"]
+        await mesh.close_peer(peer)
+        await asyncio.wait([worker.gone])
+        await mesh.peer(node.mesh.addresses[0])
+        for operation in (lambda: computation.ping(server), lambda: computation.run(server), lambda: computation.close(server)):
+            with pytest.raises(WorkerLost, match="forever is gone with its worker"):
+                await operation()
+        with pytest.raises((CoroEnded, WorkerLost, PeerLost)):
+            await ref.result()
+        assert await computation.setup(server) == 0 == await computation.ping(server)
+        await computation.close(server)
 
     with_node(tmp_path, work)
 
