@@ -28,15 +28,14 @@ GROWTH = 12 << 20  # bytes that the node may have grown by: what it remembers of
 CLIENT = """
 import asyncio, os, pathlib, time
 
-def work(where, pid_file, busy, coro=None):
+def work(where, pid_file, coro=None):
     pathlib.Path(pid_file).write_text(str(os.getpid()))
     yield coro.register("the work of one that dies")
     coro.reply((yield coro.receive()))
-    if busy:
-        while True:
-            pass
     try:
         yield coro.receive()
+        while True:
+            pass
     finally:
         pathlib.Path(where).write_text("ended in order")
 
@@ -60,8 +59,11 @@ async def client(coro=None):
     if MOMENT == "close":
         say("there")
         await computation.close(server, func=for_ever, args=[PID])
-    ref = await computation.run(server, WHERE, PID, MOMENT == "busy")
+    ref = await computation.run(server, WHERE, PID)
     await ref.ask("?")
+    if MOMENT == "busy":
+        await asyncio.to_thread(told)
+        await ref.deliver("compute for ever")
     say("there")
     await coro.receive()
 
@@ -140,6 +142,7 @@ def test_a_client_that_is_killed_leaves_nothing(tmp_path: Path, moment: str) -> 
         watcher = machines.program("node", told + WATCHER) if moment in ("running", "busy") else None
         if watcher is not None:
             watcher.next("watching", LOST)
+            client.tell("go on")
         client.next("there", LOST)
         if moment in ("setup", "close"):
             until(lambda: pid_file.exists() and pid_file.read_text() != "", "func of " + moment)
