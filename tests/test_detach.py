@@ -30,7 +30,7 @@ def with_node(tmp_path: Path, work: Work, slots: int = 1) -> None:
         async with node_here(tmp_path, slots) as node:
             await work(node)
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 150))
     assert files_below(tmp_path / "files") == []
 
 
@@ -130,7 +130,7 @@ def test_a_server_of_ones_own_keeps_nothing() -> None:
             with pytest.raises(SetupFailed, match="program's own and ends with it"):
                 await Computation(leave_a_word, detach=True).setup(server)
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 150))
 
 
 # The life of a detached computation.
@@ -394,4 +394,4 @@ def test_ordinary_code_has_the_same(tmp_path: Path) -> None:
             await in_thread(leave, node)
             await in_thread(come_back, node)
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 150))
