@@ -301,6 +301,8 @@ class Process:
             connection.open[end] = False
             connection.cut()
         self.links.clear()
+        self.dialling.clear()  # what stands later is nobody's
+        self._by_connection.clear()
 
     # -------------------------------------------------------------- what the network tells
 
