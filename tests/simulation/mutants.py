@@ -14,7 +14,7 @@ from discoro import peers
 from discoro.coro import Coro
 from discoro.exits import Exits
 from discoro.holding import Holding
-from discoro.link import Link
+from discoro.link import Link, State
 from discoro.mesh import Mesh
 from discoro.outbox import Outbox
 from discoro.requests import Requests
@@ -152,6 +152,29 @@ async def _run_twice(original: Broken, computations: Any, incoming: Any) -> None
     await original(computations, incoming)
 
 
+def _lose_what_is_open(original: Any, link: Link, connection: int, theirs: Any) -> None:
+    before = link._give_up
+    original(link, connection, theirs)
+    link._give_up = before
+
+
+def _ignore_while_greeting(original: Any, link: Link, connection: int, theirs: Any, now: float) -> None:
+    if link.state is not State.GREETING:
+        original(link, connection, theirs, now)
+
+
+def _tell_at_once(original: Any, mesh: Mesh, link: Link, operation: Any) -> None:
+    if not link.ended:
+        mesh._peers.post(link, operation)
+
+
+def _the_dead_run(original: Any, exits: Exits, incoming: Any, link: Any) -> None:
+    if exits._around.runs(incoming.coro):
+        original(exits, incoming, link)
+    else:
+        incoming.reply("running")
+
+
 MUTANTS = [
     Mutant("after a reconnect nothing is sent again", Outbox, "resume", _resend_nothing),
     Mutant("after a reconnect the first frame is not sent again", Outbox, "resume", _resend_all_but_one),
@@ -176,6 +199,12 @@ MUTANTS = [
     Mutant("only one of two is linked with the other", Mesh, "request", _follow_on_one_side),
     Mutant("a run creates two coroutines", Computations, "run", _run_twice),
     Mutant("a client that is gone keeps its computations", Computations, "_client_lost", _nothing),
+    Mutant("peer_timeout is counted while connected", Link, "_open", _lose_what_is_open),
+    Mutant("nobody dials again after a break", Link, "_redial_later", _nothing, 2),
+    Mutant("who greets is not heard while we greet", Link, "hello", _ignore_while_greeting, 11),
+    Mutant("an exit notice overtakes messages under way", Mesh, "post_exit", _tell_at_once, 11),
+    Mutant("who asked to be told of an end is forgotten", Exits, "watched_by", _nothing),
+    Mutant("of one that has ended it is said that it runs", Exits, "on_watch", _the_dead_run, 20),
 ]
 EQUIVALENT = [
     (
