@@ -51,11 +51,12 @@ from discoro.mailbox import Question
 from discoro.mesh import Mesh, current_mesh
 from discoro.outcomes import ExitNotice
 from discoro.presence import Peer, PeerStatus
-from discoro.program import del_file, fetch_file, join, run, send_file, servers
+from discoro.program import del_file, fetch_file, join, run, send_file, servers, status
 from discoro.queues import Queue
 from discoro.rci import RCI
 from discoro.references import CoroRef
 from discoro.server import discoro_server
+from discoro.status import NodeStatus, WorkerStatus
 from discoro.takeover import Detached, detached, take_over
 
 __all__ = [
@@ -82,6 +83,7 @@ __all__ = [
     "NoNodes",
     "NoReply",
     "NoSuchCoro",
+    "NodeStatus",
     "NotACoroutine",
     "NotHere",
     "NotSetUp",
@@ -108,6 +110,7 @@ __all__ = [
     "UnpackError",
     "Unreachable",
     "WorkerLost",
+    "WorkerStatus",
     "broadcast",
     "current_coro",
     "current_mesh",
@@ -119,5 +122,6 @@ __all__ = [
     "run",
     "send_file",
     "servers",
+    "status",
     "take_over",
 ]

@@ -21,9 +21,11 @@ from discoro.background import Background
 from discoro.broadcasting import Broadcast, broadcast
 from discoro.computation import CLOSE_TIMEOUT, PING_TIMEOUT, Computation
 from discoro.coro import Coro
+from discoro.mesh import STATUS_TIMEOUT
 from discoro.presence import Peer
 from discoro.progress import Count
 from discoro.references import CoroRef, Handle
+from discoro.status import NodeStatus
 from discoro.takeover import Detached, detached, take_over
 
 
@@ -130,6 +132,11 @@ class BlockingMesh:
         """Every `discoro_server` on the mesh, free ones first; see `discoro.servers`."""
         found = self._background.call(lambda: self._background.mesh.servers(name, timeout))
         return [BlockingCoro(self, ref) for ref in found]
+
+    def status(self, peer: Peer | Handle | BlockingCoro, timeout: float | None = STATUS_TIMEOUT) -> NodeStatus:
+        """What a node's workers do; see `discoro.status`."""
+        found: NodeStatus = self._background.call(lambda: self._background.mesh.status(_bare(peer), timeout))
+        return found
 
     def computation(
         self,

@@ -23,6 +23,7 @@ from discoro.driving import check_coroutine
 from discoro.errors import (
     CloseFailed,
     ConfigError,
+    DiscoroError,
     NotSetUp,
     PackagesMissing,
     PackError,
@@ -43,6 +44,7 @@ from discoro.references import CoroRef, Handle, Running
 PING_TIMEOUT = 5.0  # seconds; a node answers in milliseconds however busy its workers are
 CLOSE_TIMEOUT = 10.0  # seconds that running coroutines get to end
 GIVE_UP_TIMEOUT = 1.0  # seconds that a worker whose setup was given up gets to answer, before it is killed
+SAY_TIMEOUT = 0.5  # seconds before the time of a setup is over, in which its node is asked what keeps it
 CLOSE_GRACE = 10.0  # seconds on top that the node gets to kill a worker and answer
 NAME_LETTERS = 100  # of a function's name, which is for people
 MAX_COROS, MAX_COROS_BYTES = 1_000_000, 16 * MIB  # of one computation, that a worker tells: ten times what it remembers
@@ -145,6 +147,7 @@ class Computation:
             raise ConfigError(f"{self.name} was taken over: its code is not here. Make a Computation of your own to set it up")
         code = _packed_code([self._function, *self._depends.code], referred)
         call = _packed_call(func, args, kwargs, referred)
+        busy = asyncio.ensure_future(_busy_there(mesh, server, timeout))
         try:
             async with asyncio.timeout(timeout) as limit:
                 files, required = await asyncio.to_thread(self._measured, referred)
@@ -154,7 +157,10 @@ class Computation:
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise Timeout(f"setup of {self.name} at {server} was not done in {timeout:g} s, and was given up") from error
+            who = busy.result() if busy.done() else ""
+            raise Timeout(f"setup of {self.name} at {server} was not done in {timeout:g} s, and was given up{who}") from error
+        finally:
+            busy.cancel()
         return 0
 
     async def run(self, peer: Handle, /, *args: Any, **kwargs: Any) -> CoroRef:
@@ -202,7 +208,8 @@ class Computation:
     async def ping(self, peer: Handle, timeout: float = PING_TIMEOUT) -> int:
         """Whether the server is reachable and the computation open there. Returns 0.
 
-        Raises Timeout after `timeout` seconds, NotSetUp, WorkerLost, PeerLost.
+        A node answers for its workers, however busy they are; `discoro.status` says what each does. Raises Timeout after
+        `timeout` seconds, NotSetUp, WorkerLost, PeerLost.
         """
         mesh, server = current_mesh(), _server(peer)
         self._at(server)
@@ -333,6 +340,22 @@ def _checked_detach(detach: Any) -> bool | float:
     if isinstance(detach, bool) or (is_number and 0 < detach <= LONGEST_KEPT):
         return detach if isinstance(detach, bool) else float(detach)
     raise ConfigError(f"detach={detach!r:.80} cannot be used: it is True, or a number of seconds up to {LONGEST_KEPT:g}")
+
+
+async def _busy_there(mesh: Mesh, server: CoroRef, timeout: float | None) -> str:
+    """Which workers of ours are busy there, for the error that the time is over; "" where none is, or nobody says so at once.
+
+    It is asked shortly before: an error that says what kept a setup does not come later for that.
+    """
+    if timeout is None:
+        return ""
+    await asyncio.sleep(timeout - min(SAY_TIMEOUT, timeout / 2))
+    mine = f"{mesh.me.name}/{mesh.me.pid}"
+    try:
+        workers = (await mesh.status(server, SAY_TIMEOUT)).workers
+    except DiscoroError:
+        return ""
+    return "".join(f"; {each}" for each in workers if each.client == mine and each.busy)
 
 
 def _server(peer: Handle) -> CoroRef:

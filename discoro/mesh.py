@@ -29,7 +29,17 @@ from discoro.answers import Answers, Handler
 from discoro.coro import Coro, host_here, sender
 from discoro.directory import ClientDirectory
 from discoro.driving import check_coroutine
-from discoro.errors import DiscoroError, NoSuchCoro, Overloaded, PeerLost, ProtocolError, Timeout, Unreachable, WorkerLost
+from discoro.errors import (
+    ConfigError,
+    DiscoroError,
+    NoSuchCoro,
+    Overloaded,
+    PeerLost,
+    ProtocolError,
+    Timeout,
+    Unreachable,
+    WorkerLost,
+)
 from discoro.exchange import Exchange, directory_at_peer, name_at_peer, process_meant
 from discoro.exits import Exits
 from discoro.finding import BASE_PORT, INQUIRE_TIMEOUT, Finding, whereabouts, with_port
@@ -51,6 +61,7 @@ from discoro.rekeying import Rekeying
 from discoro.requests import Answer, Incoming, Requests, UnderWay
 from discoro.security import Security
 from discoro.sending import Sending, lane_here
+from discoro.status import NodeStatus, unpacked_status
 from discoro.store import Store
 from discoro.transfers import Transfers, process_of
 from discoro.watchdog import debugging, watch
@@ -58,6 +69,7 @@ from discoro.watchdog import debugging, watch
 log = logging.getLogger("discoro.mesh")
 
 KEPT_DEAD = 10_000  # processes known to be gone, so that references to them fail at once
+STATUS_TIMEOUT = 5.0  # seconds; a node answers in milliseconds, and half a second later where workers are busy
 CLOSE_TIMEOUT = 1.5  # seconds in all that a closing mesh gives coroutines and unacknowledged frames
 
 
@@ -93,6 +105,7 @@ class Mesh:
             "unregister": lambda incoming: incoming.reply(self._names.on_unregister(incoming.peer, incoming.arguments)),
             "meet": self._on_meet,
             "lost": self._on_worker_lost,
+            "status": self._on_status,
         }
         self.on_peer_opened: list[Callable[[Greeting], None]] = []
         self.on_peer_lost: list[Callable[[Greeting, str], None]] = []
@@ -427,6 +440,17 @@ class Mesh:
         It does not find this process itself. Raises Timeout.
         """
         return await self._presence.locate_peer(name, timeout)
+
+    async def status(self, peer: Peer | Handle, timeout: float | None = STATUS_TIMEOUT) -> NodeStatus:
+        """See `discoro.status`."""
+        node = process_meant(peer)
+        answer = await self.request(node, "status", {}, timeout=timeout)
+        return unpacked_status(node.name, answer.value, answer.body[0] if answer.body else b"")
+
+    def _on_status(self, incoming: Incoming) -> None:
+        """A node answers otherwise."""
+        who = f"{self.me.name}/{self.me.pid} is a {self.me.role}"
+        raise ConfigError(f"{who} and has no workers: ask a node, or a server of one")
 
     def discover_peers(self) -> None:
         """Ask the network again, and meet those too that were closed or ignored. Not used with yield."""

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from discoro.messages import PROTOCOL_VERSION, Greeting, Part
 from discoro.options import Place
 from discoro.requests import Incoming
 from discoro.server import Serving, bodies, lacking, serve, text_of, timeout_of
+from discoro.status import packed_status
 from discoro.transfers import process_of
 from discoro.workers import Held, Worker, Workers
 
@@ -300,7 +302,9 @@ class Slot:
         try:
             if len(worker.computations) == 1 and worker.computations[number].opening:
                 worker.computations.clear()
-                await self._workers.kill(worker, "its setup was given up")
+                busy = worker.responding.due()
+                why = f": {await self._workers.how_busy(worker, busy)}" if busy else ""
+                await self._workers.kill(worker, f"its setup was given up{why}")
             else:
                 await self._close_in(worker, number, GIVE_UP_TIMEOUT, ())
         finally:
@@ -328,8 +332,7 @@ class Slot:
             self._left(worker, number)
 
     async def _kill_busy(self, worker: Worker, held: Held, timeout: float) -> Stuck:
-        stands = await self._workers.where_it_stands(worker)
-        busy = f"worker {self._mesh.me.name}/{worker.pid} was busy for {timeout:g} s" + (f", in {stands}" if stands else "")
+        busy = await self._workers.how_busy(worker, max(worker.responding.due(), timeout + CLOSE_LATER))
         await self._workers.kill(worker, f"{busy} while {held.name} was to be closed; it was killed with all it ran")
         return Stuck(f"{held.name} was not closed in order: {busy}. The worker was killed")
 
@@ -430,6 +433,7 @@ class Node:
             self.slots = [Slot(self.mesh, workers, self.keeping, number) for number in range(self.options.slots)]
             workers.on_ended = self._worker_ended
             workers.on_able = self._weigh
+            self.mesh.handlers["status"] = partial(self._on_status, workers)
             self.mesh.on_peer_lost.append(self._peer_lost)
             self.mesh.on_peer_opened.append(lambda peer: self.keeping.owner_came(peer.birth))
             self.mesh.handlers["detached"] = self._on_detached
@@ -470,6 +474,9 @@ class Node:
     def open_here(self) -> list[str]:
         """The computations that are open here, in words."""
         return [each for slot in self.slots for each in slot.open_here()]
+
+    async def _on_status(self, workers: Workers, incoming: Incoming) -> None:
+        incoming.reply({"slots": self.options.slots}, [packed_status(await workers.status())])
 
     def _worker_ports(self) -> range | None:
         first = self.options.port + 1

@@ -40,9 +40,10 @@ class Child:
 
     Made inside a running event loop; the thread that makes it must live as long as the child may (see `Parent.end_with`).
     `told` reaches it through its standard input, so that no list of processes shows it. `on_output` is called with what it
-    writes on standard output, and `with_errors` on standard error. `ended` is set to its status, as subprocess has it; wait
-    for it with `asyncio.wait`, which leaves it alone; `peak` is then the most memory that it had resident, in bytes; 0 where
-    that was less than its parent ever had, which the kernel counts as the child's too. OSError where it cannot be started.
+    writes on standard output, and `with_errors` on standard error; `on_answer` with what it writes into a pipe apart from
+    these, whose descriptor it is told as `answers`. `ended` is set to its status, as subprocess has it; wait for it with
+    `asyncio.wait`, which leaves it alone; `peak` is then the most memory that it had resident, in bytes; 0 where that was less
+    than its parent ever had, which the kernel counts as the child's too. Raises OSError where it cannot be started.
 
     It is no asyncio.subprocess: the `wait` of that also waits until nobody holds the pipes any more (Python 3.11.7 to 3.13), so
     that a process started by the child would hide the child's end.
@@ -56,14 +57,26 @@ class Child:
         *,
         cwd: Path | None = None,
         with_errors: bool = False,
+        on_answer: Callable[[bytes], None] | None = None,
     ) -> None:
+        self._answers = _Answers(on_answer) if on_answer is not None else None
+        given = (self._answers.theirs,) if self._answers is not None else ()
         pipe, errors = subprocess.PIPE, subprocess.STDOUT if with_errors else None
         self._mark = secrets.token_hex(8)
         env = child_environment()
         env[MARK] = f"{env[MARK]}:{self._mark}" if MARK in env else self._mark
-        self._process = subprocess.Popen(
-            command, bufsize=0, stdin=pipe, stdout=pipe, stderr=errors, cwd=cwd, env=env, process_group=0
-        )
+        try:
+            self._process = subprocess.Popen(
+                command, bufsize=0, stdin=pipe, stdout=pipe, stderr=errors, cwd=cwd, env=env, process_group=0,
+                pass_fds=given,
+            )  # fmt: skip
+        except OSError:
+            if self._answers is not None:
+                self._answers.close()
+            raise
+        finally:
+            for descriptor in given:
+                os.close(descriptor)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
         self._loop = asyncio.get_running_loop()
@@ -76,7 +89,7 @@ class Child:
         os.set_blocking(self._output.fileno(), False)
         self._loop.add_reader(self._output.fileno(), self._read)
         threading.Thread(target=self._wait, name=f"child {self.pid}", daemon=True).start()
-        self.tell({**told, "parent": os.getpid()})
+        self.tell({**told, "parent": os.getpid(), **({"answers": given[0]} if given else {})})
 
     def tell(self, what: dict[str, Any]) -> None:
         """One more line through its standard input; what is told after the first goes to its `on_told`."""
@@ -123,6 +136,8 @@ class Child:
         await asyncio.wait([self._silent], timeout=timeout)
         self._close_output()
         self._input.close()
+        if self._answers is not None:
+            self._answers.close()
         return self.ended.result()
 
     def _wait(self) -> None:
@@ -166,6 +181,33 @@ class Child:
             self._silent.set_result(None)
             self._loop.remove_reader(self._output.fileno())
             self._output.close()
+
+
+class _Answers:
+    """A pipe from a child, beside its output."""
+
+    def __init__(self, on_answer: Callable[[bytes], None]) -> None:
+        self._ours, self.theirs = os.pipe()
+        self._loop = asyncio.get_running_loop()
+        self._on_answer = on_answer
+        os.set_blocking(self._ours, False)
+        self._loop.add_reader(self._ours, self._read)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._ours, CHUNK)
+        except BlockingIOError:
+            return
+        if data:
+            self._on_answer(data)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        if self._ours >= 0:
+            self._loop.remove_reader(self._ours)
+            os.close(self._ours)
+            self._ours = -1
 
 
 class Parent(NamedTuple):

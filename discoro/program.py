@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from discoro.driving import check_coroutine, from_user
-from discoro.mesh import Mesh, current_mesh
+from discoro.mesh import STATUS_TIMEOUT, Mesh, current_mesh
 from discoro.options import veil
 from discoro.presence import Peer
 from discoro.progress import Count
 from discoro.references import CoroRef, Handle
+from discoro.status import NodeStatus
 
 
 def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:
@@ -48,6 +49,16 @@ async def servers(name: str = "discoro_server", timeout: float | None = None) ->
     Looks until no further node turns up, at most `timeout` seconds (default: `discover_timeout` of the mesh). Raises NoNodes.
     """
     return await current_mesh().servers(name, timeout)
+
+
+async def status(peer: Peer | Handle, timeout: float | None = STATUS_TIMEOUT) -> NodeStatus:
+    """What a node's workers do, as the node sees it however busy they are; used with yield or await. Returns a NodeStatus.
+
+    `peer` is a node among the peers, or one of its servers. Of a worker whose loop has not turned for two seconds or more it
+    says for how long, and the line of code that it stands in. Raises Timeout after `timeout` seconds, ConfigError for a process
+    that is no node, PeerLost, Unreachable.
+    """
+    return await current_mesh().status(peer, timeout)
 
 
 async def join(timeout: float | None = None) -> int:

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from discoro import vitals
+from discoro import busy, vitals
 from discoro.directory import NodeDirectory, remove_unless_kept
 from discoro.errors import ProtocolError, SetupFailed
 from discoro.files import Contents, Shipped, units
@@ -31,6 +31,8 @@ from discoro.messages import Greeting
 from discoro.process import Child, signal_name
 from discoro.references import CoroRef
 from discoro.requests import Incoming
+from discoro.responding import Responding
+from discoro.status import WorkerStatus
 from discoro.verdicts import End, verdict
 
 log = logging.getLogger("discoro.workers")
@@ -38,7 +40,6 @@ log = logging.getLogger("discoro.workers")
 READY_TIMEOUT = 30.0  # seconds a worker may take to start; a cold one takes 0.2 s on an idle machine
 END_TIMEOUT = 1.5  # seconds between asking a worker to end and killing it: a node stops within 3 s
 OUTPUT_TIMEOUT = 0.2  # seconds for the last output of a worker that has ended: somebody else may hold its pipe
-LOOK_TIMEOUT = 0.5  # seconds for a busy worker's stack to arrive
 STARTS = max(2, os.cpu_count() or 1)  # workers that start at the same time: each needs a processor for 0.2 s
 GIVE_UP = 3  # workers in a row that died as they started: setups are refused until one starts
 PAUSE_FIRST, PAUSE_MOST = 0.1, 30.0  # seconds before the next start after such a death, doubled each time
@@ -68,6 +69,7 @@ class Worker:
     ready: asyncio.Future[CoroRef]  # the reference of its discoro_server
     gone: asyncio.Future[str]  # how it ended, once it left nothing
     output: Output
+    responding: Responding
     child: Child = field(init=False)
     slot: int | None = None
     client: Greeting | None = None
@@ -110,7 +112,6 @@ class Output:
 
     def __init__(self) -> None:
         self.last: deque[str] = deque(maxlen=LAST_LINES)
-        self.came = asyncio.Event()
         self._rest = b""
 
     def feed(self, data: bytes) -> list[str]:
@@ -129,7 +130,6 @@ class Output:
         lines = [line.decode("utf-8", "replace").translate(_CONTROLS) for line in whole]
         if lines:
             self.last.extend(line[:LAST_CHARACTERS] for line in lines)
-            self.came.set()
         return lines
 
 
@@ -157,6 +157,7 @@ class Workers:
         self._last_death = ""
         self._stopping = False
         self._draining = False
+        self._asking = asyncio.create_task(self._ask())
         self.on_ended: Callable[[Worker, str], None] = lambda worker, how: None
         self.on_able: Callable[[], None] = lambda: None  # `given_up` has changed
         mesh.handlers["ready"] = self._on_ready
@@ -191,6 +192,7 @@ class Workers:
         self._stopping = True
         self._tell_waiting()
         self._sampling.cancel()
+        self._asking.cancel()
         for task in self._starting:
             task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
@@ -255,17 +257,36 @@ class Workers:
     def _hosts(self) -> list[str]:
         return [address for _, address in self._mesh.interfaces.usable]
 
-    async def where_it_stands(self, worker: Worker) -> str:
-        """The innermost line of code that a busy worker is at, as faulthandler writes it; "" where it cannot be seen."""
-        output = worker.output
-        output.last.clear()
-        worker.child.signal(signal.SIGUSR1)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_TIMEOUT):
-                while not any(line.startswith("  File ") for line in output.last):
-                    output.came.clear()
-                    await output.came.wait()
-        return next((line.strip() for line in output.last if line.startswith("  File ")), "")
+    async def how_busy(self, worker: Worker, seconds: float) -> str:
+        """In words, what keeps a worker that has not answered for so long."""
+        return busy.told(f"worker {self._mesh.me.name}/{worker.pid}", seconds, *await worker.responding.where(worker.child))
+
+    async def status(self) -> list[WorkerStatus]:
+        """What each worker does that has started."""
+        return list(await asyncio.gather(*(self._status_of(worker) for worker in self if worker.ready.done())))
+
+    async def _status_of(self, worker: Worker) -> WorkerStatus:
+        client = f"{worker.client.name}/{worker.client.pid}" if worker.client is not None else ""
+        names, seconds = tuple(held.name for held in worker.computations.values()), worker.responding.due()
+        state, line = await worker.responding.where(worker.child) if seconds else ("", "")
+        stopped = state == busy.STOPPED
+        return WorkerStatus(self._mesh.me.name, worker.pid, worker.slot, client, names, seconds, line, stopped, worker.held)
+
+    async def _ask(self) -> None:
+        """Ask every worker whether its loop turns, again and again; tell of those that have not answered for long."""
+        while True:
+            await asyncio.sleep(busy.ASK_EVERY)
+            for worker in self:
+                if worker.ready.done() and not worker.ending and worker.responding.ask(worker.child):
+                    self._mesh.spawn(self._tell_busy(worker))
+
+    async def _tell_busy(self, worker: Worker) -> None:
+        said = await self.how_busy(worker, worker.responding.due())
+        if worker.responding.due():  # else it has answered meanwhile
+            log.warning("! %s", said)
+
+    def _again(self, worker: Worker, seconds: float) -> None:
+        log.warning("= worker %s/%d goes on: it did not answer for %.0f s", self._mesh.me.name, worker.pid, seconds)
 
     # -------------------------------------------------------------- starting
 
@@ -311,10 +332,12 @@ class Workers:
     def _launch(self) -> Worker:
         loop = asyncio.get_running_loop()
         directory, token = self._directory.for_worker(), secrets.token_hex(16)
-        worker = Worker(directory, token, loop.create_future(), loop.create_future(), Output())
+        responding = Responding(lambda seconds: self._again(worker, seconds))
+        worker = Worker(directory, token, loop.create_future(), loop.create_future(), Output(), responding)
         command = [sys.executable, "-m", "discoro.cli.worker"]
         try:
-            worker.child = Child(command, self._told(token), partial(self._show, worker), cwd=directory, with_errors=True)
+            show, answers = partial(self._show, worker), responding.feed
+            worker.child = Child(command, self._told(token), show, cwd=directory, with_errors=True, on_answer=answers)
         except OSError:
             remove_unless_kept(directory)
             raise

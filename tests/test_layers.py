@@ -20,13 +20,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "discoro"
 # Imports go from right to left only. A package counts as one room (cli).
 ORDER = (
     "errors memory progress folding verdicts packing messages pacing outbox link blobs copies files store directory trees "
-    "inside imports modules building arrays raised shipping culprit payload depends process vitals allowance throttle "
-    "watchdog keyfile security connections zmtp sockets arrivals listening dialling transport interfaces adverts discovery "
-    "peers references requests outcomes mailbox driving coro script exits holding names finding introducing presence local "
-    "options answers transfers exchange sending moving rekeying mesh services broadcasting spreading hubs channels queues "
-    "rci computation takeover server workers keeping node program background blocking pool cli __main__"
+    "inside imports modules building arrays raised shipping culprit payload depends process vitals allowance busy responding "
+    "throttle watchdog keyfile security connections zmtp sockets arrivals listening dialling transport interfaces adverts "
+    "discovery peers references requests outcomes mailbox driving coro script exits holding names finding introducing presence "
+    "status local options answers transfers exchange sending moving rekeying mesh services broadcasting spreading hubs "
+    "channels queues rci computation takeover server workers keeping node program background blocking pool cli __main__"
 ).split()
-THINKING = {"errors", "packing", "messages", "pacing", "outbox", "link", "blobs", "copies", "verdicts", "zmtp"}
+THINKING = set("errors verdicts packing messages pacing outbox link blobs copies zmtp busy status".split())
 
 # The front door (discoro/__init__.py) hands out public names; the commands stand outside, in front of it.
 FRONT_DOOR = "__init__"

@@ -800,8 +800,8 @@ async def lost_with(worker_mate: CoroRef, coro: Any, reason: str) -> None:
     ("function", "stuck", "stands"),
     [
         (swallow, "1 coroutines of swallow did not end in 0.1 s", None),
-        (busy_in_python, "was busy for 0.1 s, in File", "in busy_in_python"),
-        (busy_in_c, "was busy for 0.1 s, in File", "in match"),
+        (busy_in_python, "has been busy for 1 s, in", "`busy_in_python` at test_server.py:"),
+        (busy_in_c, "has been busy for 1 s, in", "`busy_in_c` at test_server.py:"),
     ],
 )
 def test_what_does_not_end_is_killed_with_its_worker_and_all_are_told_why(

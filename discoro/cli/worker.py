@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import io
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from discoro.mesh import Mesh
 from discoro.options import Place
 from discoro.process import Later, Parent, set_limits
 from discoro.references import CoroRef
+from discoro.responding import answer_to, show_stack_through
 from discoro.security import Security
 from discoro.server import Computations, Serving, serve
 
@@ -31,7 +31,6 @@ def main() -> int:
     """The exit status: 0 after an end in order."""
     set_limits()
     faulthandler.enable(all_threads=False)  # a crash in C leaves its stack in the output, which the node keeps
-    faulthandler.register(signal.SIGUSR1, all_threads=False)  # the node asks where a busy worker stands
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # line by line, so that the last one before a crash is not lost
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
@@ -39,6 +38,7 @@ def main() -> int:
     if node is None:
         print("discoro.cli.worker is started by discoro-node, not by hand", file=sys.stderr)
         return 2
+    show_stack_through(node.told["answers"])
     payload.warm_up()
     allowance.limit(node.told.pop("max_memory"), node.told["name"])
     script.install()
@@ -55,10 +55,14 @@ async def work(node: Parent) -> None:
     loop, ended, told = asyncio.get_running_loop(), asyncio.Event(), node.told
     loop.set_exception_handler(allowance.end_where_spent)
     keys, hosts = Later(loop, "security"), Later(loop, "hosts")
+    answer = answer_to(told["answers"], loop)
 
     def on_told(what: dict[str, Any]) -> None:
-        keys.on_told(what)
-        hosts.on_told(what)
+        if "ask" in what:
+            answer(what)
+        else:
+            keys.on_told(what)
+            hosts.on_told(what)
 
     node.end_with(lambda: loop.call_soon_threadsafe(ended.set), grace=GRACE, on_told=on_told)
     security = Security.from_handed_down(told.pop("security"))  # taken out: a traceback with variables shows what was told
