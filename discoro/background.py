@@ -126,7 +126,8 @@ class Background:
             log.warning("! the mesh did not leave in %g s, and is left behind: its thread is stuck%s", timeout, where)
 
     def _at_exit(self) -> None:
-        self.close(EXIT_TIMEOUT)
+        with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C means at once; a local node ends by itself
+            self.close(EXIT_TIMEOUT)
 
     def _is_ours(self) -> bool:
         return os.getpid() == self._pid

@@ -33,7 +33,7 @@ from discoro.errors import (
     Unreachable,
     WorkerLost,
 )
-from discoro.files import Shipped, Source, measure, packed_files
+from discoro.files import Shipped, Source, in_thread, measure, packed_files
 from discoro.mesh import Mesh, current_mesh
 from discoro.messages import MAX_NAME, MIB, Part
 from discoro.modules import Referred, requirement_of
@@ -150,7 +150,7 @@ class Computation:
         busy = asyncio.ensure_future(_busy_there(mesh, server, timeout))
         try:
             async with asyncio.timeout(timeout) as limit:
-                files, required = await asyncio.to_thread(self._measured, referred)
+                files, required = await in_thread(self._measured, referred)
                 with _named_loss(self.name, server):
                     await self._check_packages(mesh, server, required)
                     self._there[server] = _There(await self._open(mesh, server, files, [*code], [*call], progress), referred)
@@ -310,7 +310,7 @@ class Computation:
         await self._check_packages(mesh, server, found.required)
         missing = {name: path for name, path in found.files.items() if top_of(name) not in there.referred.tops}
         if missing:
-            files = await asyncio.to_thread(_measured, missing)
+            files = await in_thread(_measured, missing)
             with mesh.transfers.offering(source for _, source in files):
                 body = [packed_files(shipped for shipped, _ in files)]
                 await mesh.request(server, "extend", self._arguments(files=1), body)

@@ -103,6 +103,7 @@ class Coro(Handle):
 
     __slots__ = (
         *("__weakref__", "_children", "_ending", "_host", "_joins", "_outcome", "_pauses", "_ready", "_ref", "_steered"),
+        "exited",
         *("_task", "daemon", "held", "load", "mailbox", "name", "namespace", "observed", "parent", "service"),
     )
 
@@ -155,6 +156,7 @@ class Coro(Handle):
         self._ready = 0
         self._ending: tuple[str, str] | None = None  # the reason, and why in words
         self._outcome: Outcome | None = None
+        self.exited: BaseException | None = None  # what it ended itself with: SystemExit, KeyboardInterrupt
         self._ref = host.enter(self)
         if creator is not None:
             self.parent = creator.ref.id
@@ -491,6 +493,7 @@ class Coro(Handle):
         if isinstance(error, Exited):
             error = error.__cause__
         if isinstance(error, SystemExit | KeyboardInterrupt):  # would end the program that asks for the result
+            self.exited = error
             error = CoroEnded(f"{self.name} ({self}) ended itself with {error!r}")
         if self._ending or (task.cancelled() and error is None):
             reason, why = self._ending or (TERMINATED, "")

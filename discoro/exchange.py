@@ -30,7 +30,7 @@ from discoro.errors import (
     TransferFailed,
     Unreachable,
 )
-from discoro.files import MAX_FILES, MAX_LIST, How, Shipped, checked_name, packed_files, unpacked_files
+from discoro.files import MAX_FILES, MAX_LIST, How, Shipped, checked_name, in_thread, packed_files, unpacked_files
 from discoro.inside import Found, Inside, contents
 from discoro.messages import Greeting, Part
 from discoro.presence import Peer
@@ -97,7 +97,7 @@ class Exchange:
         """See Mesh.send_file."""
         source = Path(os.path.abspath(path))
         async with _limited(f"{source} was not sent to {_name(to)}", timeout):
-            found = await asyncio.to_thread(contents, source)
+            found = await in_thread(contents, source)
             body = [_packed(found, source)]
             sources = (each for _, each in found)
             with watching(progress, source.name) as watch, self._transfers.offering(sources, watch, to.birth) as told:

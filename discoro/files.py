@@ -6,6 +6,7 @@ replaced, never followed. What is received lies in a `Store` (store.py) first. N
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import importlib.util
@@ -13,9 +14,11 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -135,8 +138,30 @@ def _blob(path: Path, found: os.stat_result) -> Blob:
     return take(path, *_signature(found))
 
 
+_given_up: ContextVar[threading.Event | None] = ContextVar("_given_up", default=None)
+
+
+async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function gives that measures files, called in a thread.
+
+    Whoever gives that up has the thread end at the next piece: a program waits for its threads, and must not wait, after
+    Ctrl-C, for the digest of gigabytes.
+    """
+    stopped = threading.Event()
+    token = _given_up.set(stopped)
+    try:
+        return await asyncio.to_thread(function, *args)
+    finally:
+        stopped.set()
+        _given_up.reset(token)
+
+
 def _digest(path: Path, size: int, changed: int, inode: int) -> Blob:
+    stopped = _given_up.get()
+
     def piece(index: int) -> bytes:
+        if stopped is not None and stopped.is_set():
+            raise CancelledError  # for nobody: who waited has gone
         return piece_digest(os.pread(descriptor, min(PIECE, size - index * PIECE), index * PIECE))
 
     indices = range(-(-size // PIECE))

@@ -31,6 +31,7 @@ from discoro.directory import ClientDirectory
 from discoro.driving import check_coroutine
 from discoro.errors import (
     ConfigError,
+    CoroEnded,
     DiscoroError,
     NoSuchCoro,
     Overloaded,
@@ -1010,6 +1011,10 @@ class Mesh:
         coro = Coro.start(self, main, args, kwargs)
         try:
             return await coro.result_here()
+        except CoroEnded:
+            if coro.exited is not None:  # by itself: sys.exit means the program here, and in no other coroutine
+                raise coro.exited from None
+            raise
         except asyncio.CancelledError:
             coro.stop(TERMINATED)
             with contextlib.suppress(TimeoutError):

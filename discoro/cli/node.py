@@ -85,6 +85,8 @@ async def run(options: argparse.Namespace) -> int:
             await drained(node, options.drain_timeout, stop)
         if not options.child:
             say("discoro-node: stopping")
+        elif not options.debug:  # its program has ended or wants it to: that links end now is no news to anybody
+            logging.getLogger("discoro").setLevel(logging.ERROR)
     return 0
 
 
