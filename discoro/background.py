@@ -64,8 +64,9 @@ class Background:
         except BaseException:  # Ctrl-C too: a start that is given up leaves no thread
             if not started.cancel():  # it has begun
                 self.leave()
-            if self._thread.is_alive():
-                self._thread.join(CLOSE_TIMEOUT)
+            with contextlib.suppress(KeyboardInterrupt):  # again: then at once
+                if self._thread.is_alive():
+                    self._thread.join(CLOSE_TIMEOUT)
             raise
 
     @property
@@ -103,6 +104,8 @@ class Background:
             if self._over:
                 raise NoMesh(f"{self._over}. That was while this call waited") from None
             raise
+        except KeyboardInterrupt:  # how threads wait tells nobody anything
+            raise KeyboardInterrupt from None
         finally:
             call.done.cancel()  # nothing where it is done
 

@@ -8,6 +8,7 @@ it is named after run in the thread of the mesh (`background`), and waits.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import weakref
@@ -49,7 +50,9 @@ class BlockingMesh:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        again = [KeyboardInterrupt] if isinstance(error, KeyboardInterrupt) else []  # a second Ctrl-C: then at once
+        with contextlib.suppress(*again):
+            self.close()
 
     def __repr__(self) -> str:
         mesh, state = self._background.mesh, self._background.state

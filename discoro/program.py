@@ -22,7 +22,8 @@ def run(main: Callable[..., Any], /, *args: Any, **mesh_options: Any) -> Any:
 
     `mesh_options` are the fields of `discoro.options.MeshOptions`: `local=True` uses a node of this machine only, started for
     the call. Raises what `main` raises; NotACoroutine; RuntimeError inside a running event loop, where
-    `async with discoro.Mesh(...)` does the same. Ctrl-C ends `main` in order and raises KeyboardInterrupt.
+    `async with discoro.Mesh(...)` does the same. Ctrl-C ends `main` in order and raises KeyboardInterrupt. `sys.exit` in `main`
+    ends the program with that status; in any other coroutine it ends that coroutine.
     """
     check_coroutine(main)
     veil(mesh_options)

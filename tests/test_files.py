@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import py_compile
@@ -21,6 +22,7 @@ from discoro.files import (
     MAX_FILES,
     Shipped,
     checked_name,
+    in_thread,
     measure,
     packed_files,
     place,
@@ -308,3 +310,19 @@ def test_removing_a_module_takes_what_python_compiled_of_it(store: Store, there:
     assert Path(importlib.util.cache_from_source(str(module))).exists()
     remove_files([module], there)
     assert list(there.iterdir()) == []
+
+
+def test_a_digest_that_nobody_waits_for_any_more_ends_at_the_next_piece(tmp_path: Path) -> None:
+    """A program waits for its threads: Ctrl-C must not mean after the last gigabyte."""
+    large = tmp_path / "large"
+    large.touch()
+    os.truncate(large, 16 << 30)  # a hole
+
+    async def work() -> None:
+        measuring = asyncio.ensure_future(in_thread(measure, large, "large"))
+        await asyncio.sleep(0)
+        measuring.cancel()
+        await asyncio.wait([measuring])
+        assert measuring.cancelled()
+
+    asyncio.run(work())  # which waits for the thread

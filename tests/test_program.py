@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import discoro
-from discoro.errors import ConfigError, NoMesh, NoNodes, NotACoroutine
+from discoro.errors import ConfigError, CoroEnded, NoMesh, NoNodes, NotACoroutine
 from discoro.process import child_environment
 
 
@@ -38,6 +38,27 @@ def test_run_raises_what_main_raises(tmp_path: Path) -> None:
 
     with pytest.raises(KeyError):
         discoro.run(fails, **options(tmp_path))
+
+
+def test_sys_exit_in_main_means_the_program(tmp_path: Path) -> None:
+    def main(coro: Any = None) -> Any:
+        yield coro.sleep(0)
+        sys.exit(3)
+
+    with pytest.raises(SystemExit) as caught:
+        discoro.run(main, **options(tmp_path))
+    assert caught.value.code == 3
+
+
+def test_sys_exit_in_another_coroutine_does_not(tmp_path: Path) -> None:
+    async def other() -> None:
+        sys.exit(3)
+
+    async def main() -> None:
+        await discoro.Coro(other).result()
+
+    with pytest.raises(CoroEnded, match=r"other .* ended itself with SystemExit\(3\)"):
+        discoro.run(main, **options(tmp_path))
 
 
 def test_run_refuses_what_is_no_coroutine_function(tmp_path: Path) -> None:
