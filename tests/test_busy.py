@@ -143,6 +143,10 @@ def hold(path: str, coro: Any = None) -> Any:
     return os.getpid()
 
 
+def wait(coro: Any = None) -> Any:
+    yield coro.receive()
+
+
 async def busy_one(server: CoroRef) -> WorkerStatus:
     """The first worker that is told to be busy."""
     async with asyncio.timeout(60):
@@ -152,14 +156,14 @@ async def busy_one(server: CoroRef) -> WorkerStatus:
                     return worker
 
 
-def with_a_node(tmp_path: Path, work: Callable[[NodeCommand], Any]) -> str:
+def with_a_node(tmp_path: Path, work: Callable[[NodeCommand], Any], **more: Any) -> str:
     """Do that in a mesh beside a node; what the node wrote."""
     with Machines(tmp_path) as machines:
         node = machines.node("ada", "-c", "1")
 
         async def program() -> None:
             options: dict[str, Any] = {"mdns": False, "ip_addr": ["127.0.0.1"], "key_file": tmp_path / "cluster.key"}
-            async with discoro.Mesh(peers=[node.address], **options) as mesh:
+            async with discoro.Mesh(peers=[node.address], **options, **more) as mesh:
                 await mesh.run(work, node)
 
         asyncio.run(program())
@@ -219,6 +223,33 @@ def test_a_stopped_worker_is_called_stopped_and_goes_on(tmp_path: Path) -> None:
         await computation.close(server)
 
     with_a_node(tmp_path, work)
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_is_lost_to_its_client_and_alive_to_its_node(tmp_path: Path) -> None:
+    async def work(node: NodeCommand, coro: Any = None) -> None:
+        server = await discoro.Coro.locate("discoro_server", timeout=30)
+        (tmp_path / "enough").touch()
+        computation, waiting = Computation(crunch), Computation(wait)
+        await computation.setup(server)
+        await waiting.setup(server)
+        pid = await (await computation.run(server, str(tmp_path / "enough"))).result()
+        await coro.monitor(await waiting.run(server))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            notice = await coro.receive(timeout=60)
+            assert notice.reason == "peer lost"
+            assert "unreachable for 2 s" in str(notice.error)
+            status = next(each for each in (await discoro.status(server)).workers if each.pid == pid)
+            assert status.stopped
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await computation.setup(server, timeout=60)
+        assert await (await computation.run(server, str(tmp_path / "enough"))).result()
+        assert await coro.receive(timeout=0) is None
+        await computation.close(server)
+
+    with_a_node(tmp_path, work, peer_timeout=2)
 
 
 def test_a_setup_that_ran_out_of_time_says_what_kept_it(tmp_path: Path) -> None:
