@@ -115,7 +115,7 @@ class Background:
             with contextlib.suppress(RuntimeError):  # the loop is closed already
                 self._loop.call_soon_threadsafe(self._cancel_main)
 
-    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+    def close(self, timeout: float = CLOSE_TIMEOUT, at_exit: bool = False) -> None:
         """End it, and wait until that is done. Every call that waits raises NoMesh, and so does every later one."""
         if not self._is_ours():
             return  # a fork has nothing to end
@@ -126,11 +126,12 @@ class Background:
         if self._thread.is_alive():
             stands = lines_of(sys._current_frames().get(self._thread.ident or 0))
             where = f"; it stands at\n{''.join(stands.format())}" if stands else ""
-            log.warning("! the mesh did not leave in %g s, and is left behind: its thread is stuck%s", timeout, where)
+            level = logging.WARNING if stands or not at_exit else logging.INFO  # its node ends by itself: no news at the exit
+            log.log(level, "! the mesh did not leave in %g s, and is left behind: its thread is stuck%s", timeout, where)
 
     def _at_exit(self) -> None:
         with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C means at once; a local node ends by itself
-            self.close(EXIT_TIMEOUT)
+            self.close(EXIT_TIMEOUT, at_exit=True)
 
     def _is_ours(self) -> bool:
         return os.getpid() == self._pid
