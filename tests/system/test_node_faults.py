@@ -282,16 +282,20 @@ def test_a_worker_that_the_kernel_kills_for_memory_is_told_so(machines: Machines
 FORKING = """
 def forks(coro=None):
     yield None
+    ours, theirs = os.pipe()  # until both run: what is looked at must not be how they begin
     child = os.fork()
     if not child:
         os.setsid()
+        os.write(theirs, b"x")
         os.execve(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)"], {})
     other = os.fork()
     if not other:
         import time
         os.setsid()
+        os.write(theirs, b"x")
         time.sleep(600)
         os._exit(0)
+    os.read(ours, 1), os.read(ours, 1)
     return [child, other]
 """
 FORKED = """
