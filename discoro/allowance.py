@@ -37,6 +37,11 @@ def check(size: int) -> None:
         raise ConfigError("--max-memory cannot be kept on this system: it needs Linux. Leave it out")
     if 0 < size < LEAST:
         raise ConfigError(f"--max-memory {size_text(size)} is too little for a worker itself: give {LEAST >> 20}m or more")
+    if size:
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        if most not in (resource.RLIM_INFINITY, -1) and size + RESERVE > most:
+            least = f"this process itself may take {size_text(most)} (ulimit -d), and {size_text(RESERVE)} are kept for errors"
+            raise ConfigError(f"--max-memory {size_text(size)} cannot be kept: {least}. Give less, or raise that limit")
 
 
 def limit(size: int, node: str) -> None:

@@ -330,8 +330,8 @@ def _worker_in(answer: Any) -> CoroRef:
 
 
 def _checked_name(name: Any) -> str:
-    if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_NAME:
-        raise ConfigError(f"name={name!r:.80} cannot be used: it is a text of 1 to {MAX_NAME} bytes")
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_NAME or not name.isprintable():
+        raise ConfigError(f"name={name!r:.80} cannot be used: it is a printable text of 1 to {MAX_NAME} bytes")
     return name
 
 

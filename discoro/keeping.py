@@ -61,9 +61,10 @@ class Keeping:
         return iter(list(self._kept.values()))
 
     def claim(self, slot: int, number: str, name: str, owner: Greeting, detach: Any) -> None:
-        """It is to be set up detached at that slot, under its name; where it is already, it has this owner from now on.
+        """It is to be set up detached at that slot, under its name; where its owner is gone, it has this one from now on.
 
-        Raises NameTaken where another computation has the name on this node, SetupFailed where the slot keeps too many.
+        Raises NameTaken where another computation has the name on this node, SetupFailed where somebody took it over and is
+        there, or where the slot keeps too many.
         """
         lasts = seconds_of(detach)
         for other in self:
@@ -74,6 +75,9 @@ class Keeping:
                 )
         kept = self._kept.get((slot, number))
         if kept is not None:
+            if kept.owner.birth != owner.birth and kept.alone is None:
+                by = f"{kept.owner.name}/{kept.owner.pid}"
+                raise SetupFailed(f"{name} was taken over by {by}: take it over first, or make another Computation")
             self.own(kept, owner)
             kept.lasts = lasts
             return

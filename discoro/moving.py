@@ -113,16 +113,17 @@ class Moving:
 
     async def watch(self) -> None:
         """For as long as this process runs."""
-        awake = Awake(clocks())
+        awake, missed = Awake(clocks()), 0.0
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            missed = awake.look(clocks())
+            missed += awake.look(clocks())
             try:
                 found = system_addresses()
             except OSError as error:  # no descriptors left
                 log.debug("! the network is not looked at: %s", error)
                 continue
             self.look(found, missed)
+            missed = 0.0
 
     def look(self, found: Iterable[NicAddress], missed: float) -> None:
         """These are the machine's addresses now, and so many seconds were slept before."""

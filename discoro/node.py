@@ -40,6 +40,7 @@ MAX_SLOTS = PORT_RANGE // 2  # so that every slot has a port for its worker, and
 WORKERS_PER_SLOT = 8  # clients that may share one slot: each costs a process of some 35 MB
 GONE_KEPT = 1000  # computations lost with their workers, remembered so that ping and close can say how
 GIVE_UP_TIMEOUT = 1.0  # seconds for a worker to close a computation whose setup was given up, before it is killed
+LOOK_WHO_IS_LEFT = 1.0  # seconds between two looks of a node that drains for owners that are gone
 UNUSABLE = 1_000_000  # the load of a slot where no worker starts: whoever has a choice takes another
 LOST_TIMEOUT = 2.0  # seconds for coroutines of a lost client to end; with the grace and the end, all is gone in 5 s
 OURS = ("progress", "detach")  # arguments of setup that are not passed on: the node tells of the one, and knows the other
@@ -110,12 +111,19 @@ class Slot:
 
     def open_here(self) -> list[str]:
         """The computations that are open here, and whose they are, in words."""
-        here = [(worker.client, held) for worker in self._here() for held in worker.computations.values()]
+        owned = [worker for worker in self._here() if not self._is_left(worker)]
+        here = [(worker.client, held) for worker in owned for held in worker.computations.values()]
         return [f"{held.name} of {client.name}/{client.pid}" for client, held in here if client is not None]
 
     def busy(self) -> list[asyncio.Future[Any]]:
-        """What is to end before nothing is left here: its workers, and setups."""
-        return [*(worker.gone for worker in self._here()), *(each.task for some in self._opening.values() for each in some)]
+        """What is to end before nothing is left here that anybody owns: its workers, and setups."""
+        owned = (worker.gone for worker in self._here() if not self._is_left(worker))
+        return [*owned, *(each.task for some in self._opening.values() for each in some)]
+
+    def _is_left(self, worker: Worker) -> bool:
+        """Whether all that it has is kept for owners that are gone: nobody who comes now could find it to close it."""
+        kept = [self._keeping.find(self._number, number) for number in worker.computations]
+        return bool(kept) and all(each is not None and each.alone is not None for each in kept)
 
     # -------------------------------------------------------------- verbs
 
@@ -466,7 +474,7 @@ class Node:
         try:
             async with asyncio.timeout(timeout):
                 while busy := [each for slot in self.slots for each in slot.busy()]:
-                    await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(busy, timeout=LOOK_WHO_IS_LEFT, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             return False
         return True

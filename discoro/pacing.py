@@ -73,16 +73,18 @@ class Pace:
             total -= self._steps.popleft().size
         seconds = sum(step.seconds for step in self._steps)
         self.rate = total / seconds if seconds else math.inf  # a clock may be coarse
-        self.pause = self._typical_pause(seconds)
+        self.pause = self._typical_pause()
         wanted = self.rate * (TARGET + max(self.trip, PAUSES * self.pause))
         self.window = int(max(WINDOW_LEAST, min(wanted, self.window + self._fresh, WINDOW_MOST)))
         self.piece = min(PIECE_SIZE, max(PIECE_LEAST, self.window // PIECES))
         self._fresh = 0
 
-    def _typical_pause(self, seconds: float) -> float:
-        passed = 0.0
-        for pause in sorted((step.seconds for step in self._steps), reverse=True):
+    def _typical_pause(self) -> float:
+        """Half of the time, beside the longest pause, passed in pauses as long or longer; the longest alone may be chance."""
+        pauses = sorted((step.seconds for step in self._steps), reverse=True)[1:]
+        half, passed = sum(pauses) / 2, 0.0
+        for pause in pauses:
             passed += pause
-            if passed >= seconds / 2:
+            if passed >= half:
                 return pause
         return 0.0

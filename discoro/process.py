@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -28,7 +29,8 @@ from typing import Any, NamedTuple
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal that this process gets when the thread that forked it ends
 CHUNK = 64 * 1024  # bytes of output taken at once; what a pipe holds
 DESCRIPTORS = 16_384  # one process with all the links and connections that it may have needs fewer
-TOLD_LIMIT = 64 * 1024  # bytes of the line that a child is told: it fits into an empty pipe, so that telling never waits
+TOLD_LIMIT = 64 * 1024  # bytes of the line that a child is told at its start: it fits into an empty pipe
+TELL_AGAIN = 0.5  # seconds until a child that takes nothing in is told what waits for it
 MARK = "DISCORO_CHILD"  # the variable that names a child, and those that it is a child of, to whatever they start
 KILLED_WITHIN = 0.1  # seconds for a killed process to be gone; one in an uninterruptible call takes longer, and is left
 SWEEP_TIMEOUT = 2.0  # seconds for all of that: the kernel may keep whoever looks at a process that hangs
@@ -89,12 +91,36 @@ class Child:
         os.set_blocking(self._output.fileno(), False)
         self._loop.add_reader(self._output.fileno(), self._read)
         threading.Thread(target=self._wait, name=f"child {self.pid}", daemon=True).start()
+        os.set_blocking(self._input.fileno(), False)
+        self._telling = b""  # a line that is partly written
+        self._untold: dict[str, bytes] = {}  # and those after it, the last of each kind
+        self._again: asyncio.TimerHandle | None = None
         self.tell({**told, "parent": os.getpid(), **({"answers": given[0]} if given else {})})
 
     def tell(self, what: dict[str, Any]) -> None:
-        """One more line through its standard input; what is told after the first goes to its `on_told`."""
-        with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, which `ended` tells; or was asked to
-            self._input.write(json.dumps(what).encode() + b"\n")
+        """One more line through its standard input; what is told after the first goes to its `on_told`.
+
+        It never waits: to a child that takes nothing, one that is stopped, say, the last of each kind is told when it goes on.
+        """
+        self._untold["first" if "parent" in what else next(iter(what))] = json.dumps(what).encode() + b"\n"
+        self._tell_on()
+
+    def _tell_on(self) -> None:
+        """Write what there is room for; the rest soon."""
+        try:
+            while self._telling or self._untold:
+                self._telling = self._telling or self._untold.pop(next(iter(self._untold)))
+                self._telling = self._telling[os.write(self._input.fileno(), self._telling) :]
+        except BlockingIOError:
+            if self._again is None:
+                self._again = self._loop.call_later(TELL_AGAIN, self._tell_later)
+        except (OSError, ValueError):  # it has ended, which `ended` tells; or was asked to
+            self._telling = b""
+            self._untold.clear()
+
+    def _tell_later(self) -> None:
+        self._again = None
+        self._tell_on()
 
     @property
     def pid(self) -> int:
@@ -131,14 +157,32 @@ class Child:
     async def finish(self, timeout: float) -> int:
         """Wait for its end, kill what it started, take the rest of its output for at most `timeout` seconds; its status."""
         await asyncio.wait([self.ended])
-        sweep = asyncio.ensure_future(asyncio.to_thread(kill_left, self._mark))
-        await asyncio.wait([sweep], timeout=SWEEP_TIMEOUT)
+        await asyncio.wait([self._swept()], timeout=SWEEP_TIMEOUT)
         await asyncio.wait([self._silent], timeout=timeout)
         self._close_output()
         self._input.close()
         if self._answers is not None:
             self._answers.close()
         return self.ended.result()
+
+    def _swept(self) -> asyncio.Future[None]:
+        """Have killed what it left; done once that is.
+
+        In a thread that keeps nobody: a look at a process that hangs may take for ever, and at the end of the interpreter no
+        pool of threads takes anything any more.
+        """
+        swept: asyncio.Future[None] = self._loop.create_future()
+
+        def sweep() -> None:
+            kill_left(self._mark)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(swept.set_result, None)
+
+        try:
+            threading.Thread(target=sweep, name=f"what child {self.pid} left", daemon=True).start()
+        except RuntimeError:  # the interpreter ends, or there are no more threads
+            swept.set_result(None)
+        return swept
 
     def _wait(self) -> None:
         """In a thread of its own, which does nothing but wait."""
@@ -327,15 +371,33 @@ def kill_marked(marks: Set[str]) -> None:
         found = [pid for pid in _processes() if _is_marked(pid, marks)]
         if not found:
             return
-        for pid in found:
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                descriptor = os.pidfd_open(pid)
-                try:
-                    if _is_marked(pid, marks):  # still the same: it cannot become another one from here on
-                        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                        select.select([descriptor], [], [], KILLED_WITHIN)
-                finally:
-                    os.close(descriptor)
+        descriptors = [descriptor for descriptor in (_killed(pid, marks) for pid in found) if descriptor is not None]
+        for descriptor in descriptors:  # all are killed before any of them is waited for
+            select.select([descriptor], [], [], KILLED_WITHIN)
+            os.close(descriptor)
+
+
+def _killed(pid: int, marks: Set[str]) -> int | None:
+    """Kill the process of that number if it still has such a mark: a descriptor of it to wait with, where there is one."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except (AttributeError, OSError) as error:  # Python built with old headers, an old kernel, a sandbox; or it has ended
+        if getattr(error, "errno", errno.ENOSYS) != errno.ESRCH:
+            _kill_by_number(pid, marks)
+        return None
+    with contextlib.suppress(OSError):
+        if _is_marked(pid, marks):  # still the same: it cannot become another one from here on
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _kill_by_number(pid: int, marks: Set[str]) -> None:
+    """Numbers are given anew only after all others had their turn: nobody else gets this one between two lines of code."""
+    with contextlib.suppress(OSError):
+        if _is_marked(pid, marks):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _processes() -> list[int]:

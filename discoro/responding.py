@@ -80,6 +80,9 @@ class Responding:
             return BUSY, self._seen[1]
 
     async def _look(self, child: Child) -> None:
+        if not catches(child.pid, signal.SIGUSR1):  # user code took the signal for itself: it would do what that wants, or end
+            self._seen = _now(), ""
+            return
         self._stack.clear()
         child.signal(signal.SIGUSR1)
         with contextlib.suppress(TimeoutError):
@@ -99,6 +102,16 @@ def show_stack_through(pipe: int) -> None:
     """As a worker: write the stack there at SIGUSR1, in the middle of C code too. What it starts has no part in it."""
     os.set_inheritable(pipe, False)
     faulthandler.register(signal.SIGUSR1, file=pipe, all_threads=False)
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for that signal; True where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+        caught = next(line for line in lines if line.startswith("SigCgt:"))
+    except (OSError, StopIteration):
+        return True
+    return bool(int(caught.partition(":")[2], 16) >> (number - 1) & 1)
 
 
 def is_stopped(pid: int) -> bool:

@@ -148,11 +148,11 @@ def wait(coro: Any = None) -> Any:
 
 
 async def busy_one(server: CoroRef) -> WorkerStatus:
-    """The first worker that is told to be busy."""
+    """The first worker of a client that is told to be busy, and where."""
     async with asyncio.timeout(60):
         while True:
             for worker in (await discoro.status(server)).workers:
-                if worker.busy:
+                if worker.busy and worker.client and (worker.line or worker.stopped):
                     return worker
 
 

@@ -134,6 +134,15 @@ def test_a_pause_now_and_then_is_no_reason_to_have_more_under_way() -> None:
     assert in_order[len(in_order) // 2] < 0.03
 
 
+@pytest.mark.parametrize("pause", [1.0, 120.0])
+def test_one_long_pause_is_no_reason_either(pause: float) -> None:
+    path = Path(2e6, reads=lambda now: 5 + pause if 5 <= now <= 5 + pause else now)
+    path.run(5)
+    path.run(pause + 1)
+    path.run(4)
+    assert max(path.waits) < 0.1
+
+
 def test_a_line_that_changes_is_followed() -> None:
     path = Path(1e8)
     path.run(2)
@@ -171,5 +180,6 @@ def test_it_prints_what_it_knows() -> None:
     pace = Pace()
     pace.acknowledged(MIB, 0.002, MIB, 10.0)
     pace.acknowledged(MIB, 0.002, MIB, 10.01)
-    assert repr(pace) == "<Pace 1572864 bytes in pieces of 196608, 1.05e+08 bytes/s, trip 2 ms, pause 10 ms>"
+    pace.acknowledged(MIB, 0.002, MIB, 10.02)
+    assert repr(pace) == "<Pace 2621440 bytes in pieces of 262144, 1.05e+08 bytes/s, trip 2 ms, pause 10 ms>"
     assert math.isfinite(pace.rate)

@@ -921,7 +921,7 @@ def test_a_setup_out_of_time_does_not_leave_the_others_of_its_worker_waiting(sit
         await coro.monitor(worker_mate)
         with pytest.raises(Timeout):
             await computation.setup(server, timeout=0.2, func=func)
-        await lost_with(worker_mate, coro, "was busy")
+        await lost_with(worker_mate, coro, "has been busy")
         assert await computation.setup(server, timeout=5) == 0
         assert await other.setup(server, timeout=5) == 0
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.support.memory_network import Wire
-from tests.support.moved_clock import Deadlock, MovedClockLoop
+from tests.support.moved_clock import CIRCLES, Deadlock, MovedClockLoop
 
 PROCESS: contextvars.ContextVar[object] = contextvars.ContextVar("process", default=None)
 SOON = 1e-9  # seconds: timers of so nearly one moment are due together, as asyncio has it
@@ -32,6 +32,7 @@ class SimulatedLoop(MovedClockLoop):
         super().__init__()
         self._frozen: dict[object, list[asyncio.Handle]] = {}
         self.after_turn: Callable[[], None] = lambda: None  # called when all that was ready has run
+        self._turns = 0  # since the clock moved
 
     @contextlib.contextmanager
     def frozen(self, process: object) -> Iterator[None]:
@@ -61,7 +62,11 @@ class SimulatedLoop(MovedClockLoop):
         if not ready and not self._stopping:
             if not scheduled:
                 raise Deadlock("nothing is ready and no timer is set")
-            self._jumping.now = max(self._jumping.now, scheduled[0]._when)
+            if scheduled[0]._when > self._jumping.now:
+                self._jumping.now, self._turns = scheduled[0]._when, 0
+        self._turns += 1
+        if self._turns > CIRCLES:
+            raise Deadlock(f"the loop turned {CIRCLES} times at {self._jumping.now:g} s, and something is ready again")
         while scheduled and scheduled[0]._when < self._jumping.now + SOON:
             handle = heapq.heappop(scheduled)
             handle._scheduled = False

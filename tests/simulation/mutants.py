@@ -53,12 +53,12 @@ def _nothing(*_: Any, **__: Any) -> None:
 # ------------------------------------------------------------------ numbers, acknowledgements, resumption
 
 
-def _resend_nothing(original: Broken, box: Any, received: int) -> None:
-    box.acknowledge(received)
+def _resend_nothing(original: Broken, box: Any, received: int, now: float) -> None:
+    box.acknowledge(received, now)
 
 
-def _resend_all_but_one(original: Broken, box: Any, received: int) -> None:
-    original(box, received)
+def _resend_all_but_one(original: Broken, box: Any, received: int, now: float) -> None:
+    original(box, received, now)
     if box._resend:
         box._resend.popleft()
 
@@ -152,9 +152,9 @@ async def _run_twice(original: Broken, computations: Any, incoming: Any) -> None
     await original(computations, incoming)
 
 
-def _lose_what_is_open(original: Any, link: Link, connection: int, theirs: Any) -> None:
+def _lose_what_is_open(original: Any, link: Link, connection: int, theirs: Any, now: float) -> None:
     before = link._give_up
-    original(link, connection, theirs)
+    original(link, connection, theirs, now)
     link._give_up = before
 
 
@@ -176,35 +176,35 @@ def _the_dead_run(original: Any, exits: Exits, incoming: Any, link: Any) -> None
 
 
 MUTANTS = [
-    Mutant("after a reconnect nothing is sent again", Outbox, "resume", _resend_nothing),
-    Mutant("after a reconnect the first frame is not sent again", Outbox, "resume", _resend_all_but_one),
+    Mutant("after a reconnect nothing is sent again", Outbox, "resume", _resend_nothing, seed=17),
+    Mutant("after a reconnect the first frame is not sent again", Outbox, "resume", _resend_all_but_one, seed=17),
     Mutant("one frame too many is acknowledged", Link, "data", _acknowledge_too_much),
-    Mutant("frames that came already are handed up again", Link, "data", _duplicates_too),
-    Mutant("a gap in the numbers is accepted", Link, "data", _gaps_too),
+    Mutant("frames that came already are handed up again", Link, "data", _duplicates_too, seed=17),
+    Mutant("a gap in the numbers is accepted", Link, "data", _gaps_too, seed=65),
     Mutant("acknowledgements by themselves are never sent", Link, "_send_ack", _nothing),
     Mutant("nothing is acknowledged at all", Outbox, "acknowledge", _nothing),
-    Mutant("a peer is lost a second after its connection broke", Link, "_broken", _lose_early),
-    Mutant("a peer out of reach is lost far too late", Link, "_broken", _lose_late),
-    Mutant("the window has no end", Outbox, "_window_open", _any_window),
-    Mutant("operations of one lane take any order", Outbox, "add", _without_a_lane),
-    Mutant("whoever answers at an address is taken for the one wanted", peers, "refusal", _greet_anybody),
-    Mutant("a monitor is told twice", Coro, "notify", _twice),
-    Mutant("monitors hear nothing of a lost process", Exits, "link_lost", _nothing),
-    Mutant("requests to a lost process wait for ever", Requests, "fail", _nothing),
-    Mutant("of what waited for room the first is lost", Holding, "opened", _but_the_first),
-    Mutant("what waited for room comes in another order", Holding, "opened", _turned_round),
-    Mutant("an exit notice overtakes messages that wait for room", Holding, "defer", _defer_nothing),
+    Mutant("a peer is lost a second after its connection broke", Link, "_broken", _lose_early, seed=9),
+    Mutant("a peer out of reach is lost far too late", Link, "_broken", _lose_late, seed=16),
+    Mutant("the window has no end", Outbox, "_window_open", _any_window, seed=4),
+    Mutant("operations of one lane take any order", Outbox, "add", _without_a_lane, seed=9),
+    Mutant("whoever answers at an address is taken for the one wanted", peers, "refusal", _greet_anybody, seed=92),
+    Mutant("a monitor is told twice", Coro, "notify", _twice, seed=7),
+    Mutant("monitors hear nothing of a lost process", Exits, "link_lost", _nothing, seed=10),
+    Mutant("requests to a lost process wait for ever", Requests, "fail", _nothing, seed=3),
+    Mutant("of what waited for room the first is lost", Holding, "opened", _but_the_first, seed=2),
+    Mutant("what waited for room comes in another order", Holding, "opened", _turned_round, seed=2),
+    Mutant("an exit notice overtakes messages that wait for room", Holding, "defer", _defer_nothing, seed=11),
     Mutant("nobody is told that a mailbox has room again", Sending, "drained", _nothing),
-    Mutant("what is lost with a link is not counted", Holding, "link_lost", _count_nothing),
-    Mutant("only one of two is linked with the other", Mesh, "request", _follow_on_one_side),
+    Mutant("what is lost with a link is not counted", Holding, "link_lost", _count_nothing, seed=56),
+    Mutant("only one of two is linked with the other", Mesh, "request", _follow_on_one_side, seed=43),
     Mutant("a run creates two coroutines", Computations, "run", _run_twice),
-    Mutant("a client that is gone keeps its computations", Computations, "_client_lost", _nothing),
+    Mutant("a client that is gone keeps its computations", Computations, "_client_lost", _nothing, seed=25),
     Mutant("peer_timeout is counted while connected", Link, "_open", _lose_what_is_open),
-    Mutant("nobody dials again after a break", Link, "_redial_later", _nothing, 2),
-    Mutant("who greets is not heard while we greet", Link, "hello", _ignore_while_greeting, 11),
-    Mutant("an exit notice overtakes messages under way", Mesh, "post_exit", _tell_at_once, 11),
+    Mutant("nobody dials again after a break", Link, "_redial_later", _nothing, seed=2),
+    Mutant("who greets is not heard while we greet", Link, "hello", _ignore_while_greeting, seed=2),
+    Mutant("an exit notice overtakes messages under way", Mesh, "post_exit", _tell_at_once, seed=11),
     Mutant("who asked to be told of an end is forgotten", Exits, "watched_by", _nothing),
-    Mutant("of one that has ended it is said that it runs", Exits, "on_watch", _the_dead_run, 20),
+    Mutant("of one that has ended it is said that it runs", Exits, "on_watch", _the_dead_run, seed=20),
 ]
 EQUIVALENT = [
     (

@@ -83,12 +83,14 @@ class Load:
             case ["stop", "a", who]:
                 self._stop(self._pick(who))
             case ["kill", "a", "worker"]:
-                with contextlib.suppress(ProcessLookupError, IndexError):
-                    os.kill(self._pick("worker"), signal.SIGKILL)
+                if pid := self._pick("worker"):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             case _:
                 self._come_and_go()
 
     def _pick(self, who: str) -> int:
+        """The pid of one of them; 0 where there is none at the moment."""
         if who == "worker":
             node = self._random.choice(sorted(self.nodes.values(), key=lambda node: node.pid))
             return self._random.choice(sorted(children(node.pid)) or [0])

@@ -273,9 +273,9 @@ def test_a_forged_goodbye_changes_nothing(tmp_path: Path) -> None:
     with Machines(tmp_path, ["a", "b", "c"]) as machines:
         stream = Stream(machines, 3.0)
         witness = DiscoveryPeer(stream.lan, "c")
-        assert witness.wait("found", 10)["name"] == "a"
+        assert witness.wait("found", 60)["name"] == "a"
         forger = DiscoveryPeer(stream.lan, "b")
-        name = f"a-{forger.wait('found', 10)['node'][:8]}"
+        name = f"a-{forger.wait('found', 60)['node'][:8]}"
         forger.tell("shout", packets=[goodbye(name).hex()])
         forger.wait("shouted", 5)
         end = time.monotonic() + 10
@@ -335,7 +335,7 @@ def test_a_short_sleep_loses_nothing(tmp_path: Path, who: list[str]) -> None:
     with Machines(tmp_path, ["a", "b", "c"]) as machines:
         stream = Stream(machines, 0.0)
         clock = machines.program("b", "say('begun'); time.sleep(6); say('over')")
-        clock.next("begun", 10)
+        clock.next("begun", 60)
         with contextlib.ExitStack() as sleep:
             for host in who:
                 sleep.enter_context(asleep(stream.lan, host, stream.node if host == "a" else stream.client))

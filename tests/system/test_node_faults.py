@@ -261,6 +261,10 @@ def a_control_group(limit: int) -> Iterator[Path]:
             pytest.skip(f"no limit of memory can be set for a control group: {error.strerror}")
         yield group
     finally:
+        for pid in (group / "cgroup.procs").read_text().split():  # of a test that failed
+            os.kill(int(pid), signal.SIGKILL)
+        while (group / "cgroup.procs").read_text():
+            pass
         group.rmdir()
 
 
