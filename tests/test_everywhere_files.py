@@ -220,7 +220,7 @@ async def test_three_thousand_small_files_take_seconds(far: Any, coro: Coro) -> 
         seconds.append(time.monotonic() - begin - sum(seconds))
         await discoro.del_file(there, directory.name)
         assert len(files_below(directory / "back")) == 3001
-    assert max(seconds) < 10, seconds  # 1.2 to 2.3 each on 4 processors, most of it the disk's, which makes 3000 files
+    assert max(seconds) < 60, seconds  # 1.2 to 2.3 each on 4 processors, and most of it is the disk's, which makes 3000 files
 
 
 @three_ways(ways=TWO_PROCESSES)

@@ -9,6 +9,6 @@ others, the clock, the disk; and workers, which are processes.
 
 A seed fails? `python -m tests.simulation --seed N --trace` shows what happened. Once it is mended, N goes into `seeds.txt`,
 with a word why. Something new is to be simulated? A class in `programs.py`, its drawing in `drawing.py`, its doing in
-`stage.py` or `shared.py`. A new promise? A function in PROMISES (`promises.py`), a history that breaks it in `test_promises.py`, and in
-`mutants.py` a way to break discoro so that it does.
+`stage.py` or `shared.py`. A new promise? A function in PROMISES (`promises.py`), a history that breaks it in
+`test_promises.py`, and in `mutants.py` a way to break discoro so that it does.
 """

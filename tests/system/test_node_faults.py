@@ -323,8 +323,11 @@ def tcp_of(pid: int) -> list[str]:
     """The TCP sockets that a process has."""
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]]
     inodes = {f"socket:[{row[9]}]": f"{row[1]} {row[2]}" for row in rows}
-    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
-    return [inodes[link] for link in links if link in inodes]
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            found.append(os.readlink(path))
+    return [inodes[link] for link in found if link in inodes]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
