@@ -1,6 +1,6 @@
 """Any interleaving of what coroutines do to each other, and of what befalls their processes, keeps the promises.
 
-PROPERTY_EXAMPLES=N in the environment tries that many, at random; without it the same 1,000 are tried each time."""
+PROPERTY_EXAMPLES=N in the environment tries that many, at random; without it the same 600 are tried each time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.simulation.promises import broken
 from tests.simulation.stage import play
 
 MORE = int(os.environ.get("PROPERTY_EXAMPLES", "0"))
-BATCH = 1000  # examples of one test: a test that takes minutes counts as hung
+BATCH = 600  # examples of one test: a test that takes minutes counts as hung
 
 
 @pytest.mark.parametrize("batch", range(max(1, -(-MORE // BATCH))))
