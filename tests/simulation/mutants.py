@@ -25,13 +25,14 @@ Broken = Callable[..., Any]  # gets the original first
 
 
 class Mutant(NamedTuple):
-    """`name` of a function of `of`, and what takes its place."""
+    """`name` of a function of `of`, and what takes its place; the `promise` that it breaks, by its name in promises.py."""
 
     what: str
     of: Any
     name: str
     broken: Broken
     seed: int = 0
+    promise: str = ""
 
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
@@ -176,35 +177,71 @@ def _the_dead_run(original: Any, exits: Exits, incoming: Any, link: Any) -> None
 
 
 MUTANTS = [
-    Mutant("after a reconnect nothing is sent again", Outbox, "resume", _resend_nothing, seed=17),
-    Mutant("after a reconnect the first frame is not sent again", Outbox, "resume", _resend_all_but_one, seed=17),
-    Mutant("one frame too many is acknowledged", Link, "data", _acknowledge_too_much),
-    Mutant("frames that came already are handed up again", Link, "data", _duplicates_too, seed=17),
-    Mutant("a gap in the numbers is accepted", Link, "data", _gaps_too, seed=65),
-    Mutant("acknowledgements by themselves are never sent", Link, "_send_ack", _nothing),
-    Mutant("nothing is acknowledged at all", Outbox, "acknowledge", _nothing),
-    Mutant("a peer is lost a second after its connection broke", Link, "_broken", _lose_early, seed=9),
-    Mutant("a peer out of reach is lost far too late", Link, "_broken", _lose_late, seed=16),
-    Mutant("the window has no end", Outbox, "_window_open", _any_window, seed=4),
-    Mutant("operations of one lane take any order", Outbox, "add", _without_a_lane, seed=9),
-    Mutant("whoever answers at an address is taken for the one wanted", peers, "refusal", _greet_anybody, seed=92),
-    Mutant("a monitor is told twice", Coro, "notify", _twice, seed=7),
-    Mutant("monitors hear nothing of a lost process", Exits, "link_lost", _nothing, seed=10),
-    Mutant("requests to a lost process wait for ever", Requests, "fail", _nothing, seed=3),
-    Mutant("of what waited for room the first is lost", Holding, "opened", _but_the_first, seed=2),
-    Mutant("what waited for room comes in another order", Holding, "opened", _turned_round, seed=2),
-    Mutant("an exit notice overtakes messages that wait for room", Holding, "defer", _defer_nothing, seed=11),
-    Mutant("nobody is told that a mailbox has room again", Sending, "drained", _nothing),
-    Mutant("what is lost with a link is not counted", Holding, "link_lost", _count_nothing, seed=56),
-    Mutant("only one of two is linked with the other", Mesh, "request", _follow_on_one_side, seed=43),
-    Mutant("a run creates two coroutines", Computations, "run", _run_twice),
-    Mutant("a client that is gone keeps its computations", Computations, "_client_lost", _nothing, seed=25),
-    Mutant("peer_timeout is counted while connected", Link, "_open", _lose_what_is_open),
-    Mutant("nobody dials again after a break", Link, "_redial_later", _nothing, seed=2),
-    Mutant("who greets is not heard while we greet", Link, "hello", _ignore_while_greeting, seed=2),
-    Mutant("an exit notice overtakes messages under way", Mesh, "post_exit", _tell_at_once, seed=11),
-    Mutant("who asked to be told of an end is forgotten", Exits, "watched_by", _nothing),
-    Mutant("of one that has ended it is said that it runs", Exits, "on_watch", _the_dead_run, seed=20),
+    Mutant(
+        "after a reconnect nothing is sent again", Outbox, "resume", _resend_nothing, seed=17, promise="no_bug_and_no_leftover"
+    ),
+    Mutant(
+        "after a reconnect the first frame is not sent again",
+        Outbox,
+        "resume",
+        _resend_all_but_one,
+        seed=17,
+        promise="no_bug_and_no_leftover",
+    ),
+    Mutant("one frame too many is acknowledged", Link, "data", _acknowledge_too_much, promise="honest_answers"),
+    Mutant("frames that came already are handed up again", Link, "data", _duplicates_too, seed=17, promise="order"),
+    Mutant("a gap in the numbers is accepted", Link, "data", _gaps_too, seed=65, promise="everything_comes"),
+    Mutant("acknowledgements by themselves are never sent", Link, "_send_ack", _nothing, promise="nobody_waits_for_ever"),
+    Mutant("nothing is acknowledged at all", Outbox, "acknowledge", _nothing, promise="no_bug_and_no_leftover"),
+    Mutant(
+        "a peer is lost a second after its connection broke", Link, "_broken", _lose_early, seed=9, promise="honest_notices"
+    ),
+    Mutant("a peer out of reach is lost far too late", Link, "_broken", _lose_late, seed=16, promise="nobody_waits_for_ever"),
+    Mutant("the window has no end", Outbox, "_window_open", _any_window, seed=4, promise="within_limits"),
+    Mutant("operations of one lane take any order", Outbox, "add", _without_a_lane, seed=9, promise="order"),
+    Mutant(
+        "whoever answers at an address is taken for the one wanted",
+        peers,
+        "refusal",
+        _greet_anybody,
+        seed=92,
+        promise="honest_notices",
+    ),
+    Mutant("a monitor is told twice", Coro, "notify", _twice, seed=7, promise="one_notice"),
+    Mutant("monitors hear nothing of a lost process", Exits, "link_lost", _nothing, seed=10, promise="nobody_waits_for_ever"),
+    Mutant("requests to a lost process wait for ever", Requests, "fail", _nothing, seed=3, promise="no_bug_and_no_leftover"),
+    Mutant("of what waited for room the first is lost", Holding, "opened", _but_the_first, seed=2, promise="no_gap"),
+    Mutant("what waited for room comes in another order", Holding, "opened", _turned_round, seed=2, promise="order"),
+    Mutant(
+        "an exit notice overtakes messages that wait for room",
+        Holding,
+        "defer",
+        _defer_nothing,
+        seed=11,
+        promise="notice_comes_last",
+    ),
+    Mutant("nobody is told that a mailbox has room again", Sending, "drained", _nothing, promise="no_bug_and_no_leftover"),
+    Mutant("what is lost with a link is not counted", Holding, "link_lost", _count_nothing, seed=56, promise="loss_is_counted"),
+    Mutant(
+        "only one of two is linked with the other", Mesh, "request", _follow_on_one_side, seed=43, promise="linked_die_together"
+    ),
+    Mutant("a run creates two coroutines", Computations, "run", _run_twice, promise="runs_once"),
+    Mutant(
+        "a client that is gone keeps its computations",
+        Computations,
+        "_client_lost",
+        _nothing,
+        seed=25,
+        promise="closed_is_closed",
+    ),
+    Mutant("peer_timeout is counted while connected", Link, "_open", _lose_what_is_open, promise="honest_answers"),
+    Mutant("nobody dials again after a break", Link, "_redial_later", _nothing, seed=2, promise="honest_answers"),
+    Mutant("who greets is not heard while we greet", Link, "hello", _ignore_while_greeting, seed=2, promise="honest_answers"),
+    Mutant(
+        "an exit notice overtakes messages under way", Mesh, "post_exit", _tell_at_once, seed=11, promise="notice_comes_last"
+    ),
+    Mutant("who asked to be told of an end is forgotten", Exits, "watched_by", _nothing, promise="no_bug_and_no_leftover"),
+    Mutant("of one that has ended it is said that it runs", Exits, "on_watch", _the_dead_run, seed=20, promise="one_notice"),
 ]
 EQUIVALENT = [
     (

@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
-from discoro import outbox
-from discoro.coro import Coro
-from discoro.exits import Exits
-from discoro.holding import Holding
-from discoro.link import Link
-from discoro.mesh import Mesh
-from discoro.requests import Requests
-from tests.simulation.programs import PIECES, Deliver, Finish, Monitor, Part, Program, Receive, Restart, Send, Wait
-from tests.simulation.programs import Link as LinkWith
 from tests.simulation.promises import (
     PROMISES,
     Began,
@@ -48,7 +35,6 @@ from tests.simulation.promises import (
     Who,
     broken,
 )
-from tests.simulation.stage import play
 
 ANN, BOB, NEXT_BOB = Who(0, 0, 1), Who(1, 0, 2), Who(1, 1, 3)
 FIRST, SECOND, DELIVERED = Tag(ANN, BOB, 1), Tag(ANN, BOB, 2), Tag(ANN, BOB, 3)
@@ -194,102 +180,3 @@ def test_who_is_terminated_or_linked_ends_honestly() -> None:
     honest: list[list[Event]] = [[Condemned(0.4, BOB)], [Died(0.4, BOB.home, "closed")], failed, too_late]
     for why, true in (*((each, True) for each in honest), ([linked], False), (returned, False)):
         assert ("honest_notices" in names(broken(History([*why, *told])))) is not true
-
-
-# ------------------------------------------------------------------ discoro with one thing broken in it
-
-Patch = Callable[[pytest.MonkeyPatch], None]
-FULL = (Send(1, 0, 4), Wait(1.0), Send(1, 0, 2))  # two wait at their sender
-
-
-def instead(of: type[Any], name: str, new: Callable[..., Any]) -> Patch:
-    """The method replaced; `new` gets the original as its first argument."""
-    original = getattr(of, name)
-    return lambda patch: patch.setattr(of, name, lambda *args, **kwargs: new(original, *args, **kwargs))
-
-
-def nothing(*_: Any, **__: Any) -> None:
-    return None
-
-
-def resumes_without_resending(original: Any, box: Any, received: int, now: float) -> None:
-    box.acknowledge(received, now)
-
-
-def notifies_twice(original: Any, coro: Any, *what: Any) -> None:
-    original(coro, *what)
-    original(coro, *what)
-
-
-def forgets_the_first(original: Any, holding: Any, key: Any) -> Any:
-    return list(original(holding, key))[1:]
-
-
-def turns_them_round(original: Any, holding: Any, key: Any) -> Any:
-    return list(original(holding, key))[::-1]
-
-
-def loses_early(original: Any, link: Any, why: str, now: float) -> None:
-    original(link, why, now)
-    link._give_up = now + 1.0
-
-
-def posts_without_a_lane(original: Any, box: Any, wire: Any, lane: Any) -> None:
-    original(box, wire, None)
-
-
-def follows_on_one_side(original: Any, mesh: Any, to: Any, verb: str, *rest: Any, **more: Any) -> Any:
-    if verb == "follow":
-        return asyncio.sleep(0)
-    return original(mesh, to, verb, *rest, **more)
-
-
-MUTANTS: list[tuple[Patch, str, Program]] = [
-    (
-        instead(outbox.Outbox, "resume", resumes_without_resending),
-        "everything_comes",
-        Program(2, 2, (Deliver(0, 1), Wait(0.5), Part(0, 1, 4.0), Send(0, 1), Wait(20.0))),
-    ),
-    (instead(Coro, "notify", notifies_twice), "one_notice", Program(2, 2, (Monitor(0, 1), Wait(0.5), Finish(1), Wait(0.5)))),
-    (
-        instead(Exits, "link_lost", nothing),
-        "one_notice",
-        Program(2, 2, (Monitor(0, 1), Wait(0.5), Restart(1, "killed", 1.0), Wait(0.5))),
-    ),
-    (
-        instead(Requests, "fail", nothing),
-        "nobody_waits_for_ever",
-        Program(2, 2, (Monitor(0, 1), Restart(1, "killed"), Wait(0.5))),
-    ),
-    (instead(Holding, "opened", forgets_the_first), "no_gap", Program(2, 2, (*FULL, Wait(0.5)))),
-    (instead(Holding, "opened", turns_them_round), "order", Program(2, 2, (*FULL, Wait(0.5)))),
-    (
-        instead(Holding, "defer", lambda *_: []),
-        "notice_comes_last",
-        Program(2, 2, (Monitor(0, 1), *FULL, Finish(1), Wait(0.5))),
-    ),
-    (
-        instead(Link, "_broken", loses_early),
-        "honest_notices",
-        Program(2, 2, (Monitor(0, 1), Wait(0.5), Part(0, 1, 6.0), Receive(0), Wait(20.0))),
-    ),
-    (
-        instead(outbox.Outbox, "add", posts_without_a_lane),
-        "order",
-        Program(2, 2, (Wait(0.5), Send(1, 0, 3, PIECES), Send(1, 0), Wait(0.5)), latency=0.3),
-    ),
-    (
-        instead(Mesh, "request", follows_on_one_side),
-        "linked_die_together",
-        Program(2, 2, (LinkWith(0, 1), Wait(0.5), Finish(0, True), Wait(0.5))),
-    ),
-]
-
-
-@pytest.mark.parametrize(("patch", "promise", "program"), MUTANTS)
-def test_what_is_broken_in_discoro_is_found(patch: Patch, promise: str, program: Program) -> None:
-    assert broken(play(program)) == []
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        patch(monkeypatch)
-        found = broken(play(program))
-    assert promise in names(found), found
