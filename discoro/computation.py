@@ -106,10 +106,17 @@ class Computation:
         mesh, self = current_mesh(), cls.__new__(cls)
         self.name, self._id, self._function = name, number, None
         self._there, self._runs = {}, {}
-        for server in servers:
-            with _named_loss(name, server):
-                answer = await mesh.request(server, "take", self._arguments())
-            self._there[server] = _There(_worker_in(answer.value), Referred())
+        lost: list[PeerLost] = []
+        for server in servers:  # what is lost at one of them is no reason to leave the others without an owner
+            try:
+                with _named_loss(name, server):
+                    answer = await mesh.request(server, "take", self._arguments())
+            except PeerLost as error:
+                lost.append(error)
+            else:
+                self._there[server] = _There(_worker_in(answer.value), Referred())
+        if lost and not self._there:
+            raise lost[0]
         return self
 
     def __repr__(self) -> str:

@@ -158,6 +158,8 @@ class Workers:
         self._stopping = False
         self._draining = False
         self._asking = asyncio.create_task(self._ask())
+        for task in (self._sampling, self._asking):
+            task.add_done_callback(_told_of)
         self.on_ended: Callable[[Worker, str], None] = lambda worker, how: None
         self.on_able: Callable[[], None] = lambda: None  # `given_up` has changed
         mesh.handlers["ready"] = self._on_ready
@@ -465,3 +467,9 @@ class Workers:
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(text)
                 sys.stderr.flush()
+
+
+def _told_of(task: asyncio.Task[None]) -> None:
+    """A bug of ours is raised here, so that the loop's exception handler tells it, and nothing ends in silence."""
+    if not task.cancelled():
+        task.result()

@@ -76,6 +76,10 @@ def _duplicates_too(original: Broken, link: Any, connection: int, frame: Any, si
     return original(link, connection, frame, size, now)
 
 
+def _keep_it_to_oneself(original: Broken, link: Any) -> None:
+    link._ack_done()
+
+
 def _gaps_too(original: Broken, link: Any, connection: int, frame: Any, size: int, now: float) -> Any:
     if connection == link.connection and frame.session == link.session:
         link._received = max(link._received, frame.number - 1)
@@ -191,7 +195,7 @@ MUTANTS = [
     Mutant("one frame too many is acknowledged", Link, "data", _acknowledge_too_much, promise="honest_answers"),
     Mutant("frames that came already are handed up again", Link, "data", _duplicates_too, seed=17, promise="order"),
     Mutant("a gap in the numbers is accepted", Link, "data", _gaps_too, seed=65, promise="everything_comes"),
-    Mutant("acknowledgements by themselves are never sent", Link, "_send_ack", _nothing, promise="nobody_waits_for_ever"),
+    Mutant("acknowledgements by themselves are never sent", Link, "_send_ack", _keep_it_to_oneself, seed=4),
     Mutant("nothing is acknowledged at all", Outbox, "acknowledge", _nothing, promise="no_bug_and_no_leftover"),
     Mutant(
         "a peer is lost a second after its connection broke", Link, "_broken", _lose_early, seed=9, promise="honest_notices"

@@ -87,7 +87,7 @@ PID = 4711  # of all processes: it is in the texts of errors, and the same seed 
 
 def play(program: Program) -> History:
     """What happened."""
-    with small_limits(), seeded(program.seed), wall_clock(), nothing_of_this_machine():
+    with small_limits(), seeded(program.seed), wall_clock(), nothing_of_this_machine(), log_to_itself():
         return History(moved_clock.run(lambda: _play(program), limit=100_000.0, loop=SimulatedLoop))
 
 
@@ -146,6 +146,22 @@ def nothing_of_this_machine() -> Iterator[None]:
 @functools.cache
 def _interfaces(*addresses: str) -> Interfaces:
     return interfaces(addresses)
+
+
+@contextlib.contextmanager
+def log_to_itself() -> Iterator[None]:
+    """What discoro logs as errors goes to the stage alone. Put back here, outside of the loop: where that stops in the middle,
+    as for a mutant that turns in circles, nothing inside of it is ended any more.
+    """
+    logger = logging.getLogger("discoro")
+    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    logger.setLevel(logging.ERROR)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.propagate, logger.handlers = propagate, handlers
 
 
 _wall = [0.0]  # how far the clock on the wall was set, in seconds
@@ -485,18 +501,12 @@ class Stage:
     def listening_for_bugs(self) -> Iterator[None]:
         """What reaches the loop's exception handler, or the log as an error, is written down."""
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self._bug(repr(context)))
-        handler = _Errors(self._bug)
-        logger = logging.getLogger("discoro")
-        before = logger.level, logger.propagate
+        handler, logger = _Errors(self._bug), logging.getLogger("discoro")
         logger.addHandler(handler)
-        logger.setLevel(logging.ERROR)
-        logger.propagate = False
         try:
             yield
         finally:
             logger.removeHandler(handler)
-            logger.level, logger.propagate = before
-            logger.setLevel(before[0])
 
     def _bug(self, text: str) -> None:
         self.events.append(Bug(self.now, text))
