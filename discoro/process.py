@@ -30,6 +30,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2): the signal that this process gets when the thr
 CHUNK = 64 * 1024  # bytes of output taken at once; what a pipe holds
 DESCRIPTORS = 16_384  # one process with all the links and connections that it may have needs fewer
 TOLD_LIMIT = 64 * 1024  # bytes of the line that a child is told at its start: it fits into an empty pipe
+DEATH_FIRST = 0.1  # seconds that the kernel has to end us with a parent that died, before we end as if it had asked us to
 TELL_AGAIN = 0.5  # seconds until a child that takes nothing in is told what waits for it
 MARK = "DISCORO_CHILD"  # the variable that names a child, and those that it is a child of, to whatever they start
 KILLED_WITHIN = 0.1  # seconds for a killed process to be gone; one in an uninterruptible call takes longer, and is left
@@ -302,6 +303,7 @@ class Parent(NamedTuple):
         with contextlib.suppress(RuntimeError):  # the loop is closed: we are ending already
             for line in _lines(self.pipe, self.rest):
                 on_told(json.loads(line))
+            threading.Event().wait(DEATH_FIRST)
             ask_to_end()
         threading.Event().wait(grace)
         os._exit(1)

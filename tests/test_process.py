@@ -209,7 +209,7 @@ def test_what_it_started_ends_with_it() -> None:
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc, in which marks are looked for")
 LEAVING = """
     import os, subprocess, sys
-    command = [sys.executable, "-c", 'import os, time; os.fork(); print(os.getpid(), flush=True); time.sleep(600)']
+    command = [sys.executable, "-c", 'import os, time; os.fork(); os.write(1, b"%d%c" % (os.getpid(), 10)); time.sleep(600)']
     subprocess.Popen(command, start_new_session=True)
     import signal; signal.pause()
 """
