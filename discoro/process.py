@@ -35,6 +35,7 @@ TELL_AGAIN = 0.5  # seconds until a child that takes nothing in is told what wai
 MARK = "DISCORO_CHILD"  # the variable that names a child, and those that it is a child of, to whatever they start
 KILLED_WITHIN = 0.1  # seconds for a killed process to be gone; one in an uninterruptible call takes longer, and is left
 SWEEP_TIMEOUT = 2.0  # seconds for all of that: the kernel may keep whoever looks at a process that hangs
+IN_EXEC = 0.01  # seconds for a process that is in the middle of exec
 ROUNDS = 10  # looks at all processes for what a child left: what forks while it is looked for is found by the next
 
 
@@ -369,10 +370,14 @@ def kill_marked(marks: Set[str]) -> None:
 
     What took the mark out of its environment, or belongs to another user, lives on. Nothing where there is no /proc.
     """
+    seen = True
     for _ in range(ROUNDS):
         found = [pid for pid in _processes() if _is_marked(pid, marks)]
-        if not found:
+        if not (found or seen):
             return
+        if not found:  # one that is just in exec has no environment for a moment: so twice
+            threading.Event().wait(IN_EXEC)
+        seen = bool(found)
         descriptors = [descriptor for descriptor in (_killed(pid, marks) for pid in found) if descriptor is not None]
         for descriptor in descriptors:  # all are killed before any of them is waited for
             select.select([descriptor], [], [], KILLED_WITHIN)

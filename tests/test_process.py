@@ -260,6 +260,8 @@ def test_the_children_of_a_child_that_is_a_parent_itself_are_found_by_either_mar
     kept = subprocess.Popen(["sleep", "600"], env={"DISCORO_CHILD": "another"})
     inner = subprocess.Popen(["sleep", "600"], env={"DISCORO_CHILD": "outer:inner"}, start_new_session=True)
     try:
+        while not Path(f"/proc/{inner.pid}/environ").read_bytes():  # it is still in exec
+            pass
         process.kill_left("outer")
         assert inner.wait(5) == -signal.SIGKILL and kept.poll() is None
     finally:
