@@ -30,6 +30,20 @@ def test_a_limit_that_no_worker_could_live_with_is_refused(size: int) -> None:
         allowance.check(size)
 
 
+@on_linux
+def test_one_past_the_hard_limit_of_the_node_itself_is_refused_at_its_start() -> None:
+    source = """
+        from discoro import allowance
+        import resource
+        resource.setrlimit(resource.RLIMIT_DATA, (400 << 20, 400 << 20))
+        allowance.check(300 << 20)
+        allowance.check(390 << 20)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(source)]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=60)
+    assert "ConfigError: --max-memory 390 MiB cannot be kept: this process itself may take 400 MiB" in done.stderr
+
+
 def test_none_and_large_ones_are_taken_where_the_system_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     allowance.check(0)

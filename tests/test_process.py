@@ -131,6 +131,23 @@ def test_what_is_told_later_arrives_in_order_and_the_end_after_it() -> None:
     in_loop(work)
 
 
+def test_telling_one_that_is_stopped_waits_for_nothing_and_the_last_of_each_kind_arrives() -> None:
+    async def work() -> None:
+        watched = Watched(LATER)
+        watched.child.tell({"begin": 0})
+        await watched.line("0}\n")
+        watched.child.signal(signal.SIGSTOP)
+        for number in range(1000):  # 100 bytes each: more than a pipe holds
+            watched.child.tell({"hosts": [number, "x" * 90]})
+        watched.child.tell({"security": "last"})
+        watched.child.signal(signal.SIGCONT)
+        assert "[999, " in await watched.line("'last'}\n")
+        watched.child.ask_to_end()
+        await watched.finish()
+
+    in_loop(work)
+
+
 def test_a_child_does_not_get_the_secret_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISCORO_SECRET", "correct horse battery staple")
     monkeypatch.setenv("DISCORO_PEERS", "ada")
@@ -228,6 +245,20 @@ def test_what_moved_to_sessions_of_its_own_ends_with_it_whoever_kills_it() -> No
         until_ended([int(line) for line in watched.output.split()], 0)
 
     in_loop(work)
+
+
+@needs_proc
+def test_what_it_left_is_killed_where_python_has_no_pidfd_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    left = subprocess.Popen(["sleep", "600"], env={"DISCORO_CHILD": "mark"}, start_new_session=True)
+    try:
+        while not Path(f"/proc/{left.pid}/environ").read_bytes():  # it is still in exec
+            pass
+        process.kill_left("mark")
+        assert left.wait(5) == -signal.SIGKILL
+    finally:
+        left.kill()
+        left.wait()
 
 
 @needs_proc
