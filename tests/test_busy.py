@@ -7,6 +7,7 @@ import ctypes
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import discoro
 from discoro import Computation, CoroRef, packing
 from discoro.busy import BUSY, STOPPED, TOLD_AFTER, Answering, is_whole, line_of, told
 from discoro.errors import ConfigError, ProtocolError, Timeout
+from discoro.responding import catches
 from discoro.status import NodeStatus, WorkerStatus, packed_status, unpacked_status
 from tests.support.commands import Machines, NodeCommand
 
@@ -99,6 +101,17 @@ def test_the_users_innermost_line_is_shown() -> None:
 
 def test_where_a_stack_ends() -> None:
     assert [is_whole(line) for line in (*STACK, "  ...")] == [False] * 6 + [True, True]
+
+
+def test_a_signal_that_nobody_handles_is_seen() -> None:
+    asleep = subprocess.Popen(["sleep", "600"])
+    try:
+        while b"python" in Path(f"/proc/{asleep.pid}/cmdline").read_bytes():  # it is still in exec
+            pass
+        assert catches(os.getpid(), signal.SIGINT) and not catches(asleep.pid, signal.SIGUSR1)
+    finally:
+        asleep.kill()
+        asleep.wait()
 
 
 def test_words() -> None:

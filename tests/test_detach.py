@@ -286,6 +286,33 @@ def test_who_takes_it_over_saves_it(tmp_path: Path) -> None:
     with_node(tmp_path, work)
 
 
+def test_who_lost_it_to_another_cannot_set_it_up_and_a_drain_waits_for_owners_only(tmp_path: Path) -> None:
+    async def takes(node: Node, taken: asyncio.Event, leave: asyncio.Event) -> None:
+        async with client_of(node, "second"):
+            await take_over("count")
+            taken.set()
+            await leave.wait()
+
+    async def work(node: Node) -> None:
+        async with client_of(node, "first"):
+            server = await discoro.Coro.locate("discoro_server")
+            computation = Computation(count, detach=True)
+            await computation.setup(server)
+            taken, leave = asyncio.Event(), asyncio.Event()
+            second = asyncio.create_task(takes(node, taken, leave))
+            await taken.wait()
+            with pytest.raises(SetupFailed, match="count was taken over by second/.*: take it over first"):
+                await computation.setup(server)
+            assert not await node.drain(0.5) and len(node.open_here()) == 1
+            leave.set()
+            await second
+            await until_alone(node)
+            assert await node.drain(30) and node.open_here() == []
+            assert await computation.ping(server) == 0
+
+    with_node(tmp_path, work)
+
+
 def test_an_owner_that_comes_back_owns_it_again(tmp_path: Path) -> None:
     """Under the same birth, after both sides gave the link up; what it had not detached is gone, and it is told why."""
 
