@@ -674,7 +674,7 @@ class Stage:
         everybody = [actor for actors in self._actors for actor in actors]
         for actor in everybody:
             actor.script.put_nowait(None)
-        await asyncio.sleep(HEALING)
+        await self._heal(everybody)
         living = [actor for actor in everybody if actor.life.up and not actor.coro.done]
         for actor in living:
             self.events.append(Lives(self.now, actor.who, actor.over or not actor.coro.held))
@@ -694,6 +694,12 @@ class Stage:
             while len(actor.coro.mailbox):
                 actor.came(actor.coro.mailbox.take(None), lay=True)
         await asyncio.gather(*(life.does(self._close(life)) for life in lives))
+
+    async def _heal(self, everybody: list[Actor]) -> None:
+        """Until nobody began another step for so long: what the last one sent has had the time to arrive."""
+        left = -1
+        while left != (left := sum(actor.script.qsize() for actor in everybody)):
+            await asyncio.sleep(HEALING)
 
     def _look_for_leftovers(self, life: Life) -> None:
         mesh = life.mesh
