@@ -453,8 +453,9 @@ def client(coro=None):
     server = yield discoro.Coro.locate("discoro_server")
     computation = discoro.Computation(nothing)
     yield computation.setup(server)
-    say("set up", (yield computation.run(server)).pid)
+    remote = yield computation.run(server)
     yield computation.ping(server)
+    say("set up", remote.pid)
     if told() == "close":
         yield computation.close(server)
     say("done")
