@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from typing import Any
 
 HALVED = 16 << 20  # bytes from which on two threads make a copy
 LARGE = 1 << 20  # bytes; below, a copy into memory that was used before is cheap
@@ -18,6 +19,17 @@ _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new_bytes.argtypes, _new_bytes.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
 _address_of = ctypes.pythonapi.PyBytes_AsString
 _address_of.argtypes, _address_of.restype = (ctypes.py_object,), ctypes.c_void_p
+
+
+class Unkept(tuple[Any, ...]):
+    """Stands for the parts of an operation that found no memory: none; `size`: how many bytes they had."""
+
+    size: int
+
+    def __new__(cls, size: int) -> Unkept:
+        unkept = super().__new__(cls)
+        unkept.size = size
+        return unkept
 
 
 def room(size: int) -> bytearray | memoryview:

@@ -38,6 +38,7 @@ from discoro.errors import (
     PeerLost,
     ProtocolError,
     Timeout,
+    TooLarge,
     Unreachable,
     WorkerLost,
 )
@@ -49,6 +50,7 @@ from discoro.introducing import Introducing
 from discoro.link import Link, State
 from discoro.local import local_node
 from discoro.mailbox import Question
+from discoro.memory import Unkept
 from discoro.messages import Exit, Greeting, Hold, Message, Notice, Part, Reply, Request
 from discoro.moving import Moving
 from discoro.names import SETTLE, Names
@@ -793,7 +795,10 @@ class Mesh:
         incoming = Incoming(link.peer, request.coro, request.verb, request.arguments, request.body, answer)
         try:
             self._under_way.check(link.birth, request.verb)
-        except Overloaded as error:
+            if isinstance(request.body, Unkept):
+                where = f"{self.me.name}/{self.me.pid}"
+                raise TooLarge(f"no memory is left in {where} for the {request.body.size} bytes with {request.verb!r}")
+        except (Overloaded, TooLarge) as error:
             incoming.fail(error)
             return
         self._answers.dispatch(incoming, link)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from discoro.errors import ProtocolError, TooLarge
-from discoro.memory import room
+from discoro.memory import Unkept, room
 from discoro.packing import INLINE_BODY, MAX_HEADER, MAX_KEYS, MAX_TEXT, nbytes, pack, unpack
 
 PROTOCOL_VERSION = 1
@@ -448,7 +448,8 @@ class Assembler:
 
     `add` gives the operation with its last piece, None before. What the first piece announces is checked with it, and what
     really comes with each; memory is taken as bytes come, not as they are announced. A part that came in one piece is that
-    piece; any other is put together in memory that is writable.
+    piece; any other is put together in memory that is writable. Where none is left, the rest of that operation is read and
+    dropped, and its body is an `Unkept`: whom it was for has to be told, and nobody else who shares the link is concerned.
     """
 
     def __init__(self) -> None:
@@ -466,7 +467,7 @@ class Assembler:
         if stream.missing:
             raise ProtocolError(f"an operation {stream.missing} bytes shorter than it announced")
         del self._streams[piece.stream]
-        return stream.operation
+        return stream.whole()
 
     def _begin(self, piece: Piece) -> _Stream:
         if piece.operation is None or piece.sizes is None:
@@ -487,26 +488,43 @@ class _Stream:
         self.sizes = sizes
         self.parts: list[Part] = []  # those that are whole
         self.missing = sum(sizes)
+        self._unkept = False  # it found no memory
         self._room: bytearray | memoryview | None = None  # of the part that is being filled
         self._filled = 0
         self._take_empty()
         self.operation = _operation(header[0], header[1:], self._claim)
 
     def fill(self, piece: Part) -> None:
-        count, size = nbytes(piece), self.sizes[len(self.parts)] if self.missing else 0
+        count = nbytes(piece)
         if not count:
             return
+        if count > self.missing:
+            raise ProtocolError("a piece longer than its operation announced")
+        if not self._unkept:
+            try:
+                self._keep(piece, count, self.sizes[len(self.parts)])
+            except MemoryError:
+                self._unkept, self._room = True, None
+                self.parts.clear()
+        self.missing -= count
+
+    def whole(self) -> Operation:
+        """The operation, once nothing is missing."""
+        if not self._unkept:
+            return self.operation
+        return self.operation._replace(body=Unkept(sum(self.sizes)))  # type: ignore[call-arg]  # all that come in pieces have one
+
+    def _keep(self, piece: Part, count: int, size: int) -> None:
         if self._room is None and count == size:  # a part in one piece is taken as it came
             self._add(piece)
         else:
             self._copy(piece, count, size)
-        self.missing -= count
 
     def _copy(self, piece: Part, count: int, size: int) -> None:
         if self._filled + count > size:
             raise ProtocolError("a piece longer than its operation announced")
         if self._room is None:
-            self._room = _room(size)
+            self._room = room(size)
         self._room[self._filled : self._filled + count] = piece
         self._filled += count
         if self._filled == size:
@@ -526,13 +544,6 @@ class _Stream:
         if type(field) is not int or field != len(self.sizes):
             raise ProtocolError("an operation whose number of parts is not what it announced")
         return self.parts
-
-
-def _room(size: int) -> bytearray | memoryview:
-    try:
-        return room(size)
-    except MemoryError:
-        raise ProtocolError(f"an operation with {size} bytes in one part, for which there is no memory here") from None
 
 
 # ------------------------------------------------------------------ checks: one function per kind of field

@@ -27,7 +27,7 @@ from discoro.arrays import is_large, may_change
 from discoro.building import MARK, Builder, Namespace, load
 from discoro.culprit import described
 from discoro.errors import PackError, RemoteError, UnpackError
-from discoro.memory import as_bytes, copied
+from discoro.memory import Unkept, as_bytes, copied
 from discoro.messages import MAX_PARTS, Part
 from discoro.modules import Referred
 from discoro.packing import MAX_TEXT
@@ -107,8 +107,7 @@ def unpack(parts: Sequence[Part], namespace: Namespace | None = None, *, shared:
     read-only; bytes and bytearrays own their memory, and are copies. Raises UnpackError, also for whatever a
     class raises while its instance is rebuilt.
     """
-    if not parts:
-        raise UnpackError("cannot unpack a message without parts: what sent it is broken")
+    _must_have_parts(parts, "a message")
     if len(parts) == 2 and parts[0] in _FLAT.values():
         return as_bytes(parts[1]) if parts[0] == _FLAT[bytes] else _writable_bytearray(parts[1], shared)
     return _unpack(parts, "a message", namespace, True, shared)
@@ -121,6 +120,7 @@ def unpack_code(parts: Sequence[Part], namespace: Namespace, keep: bool = False)
     with `keep`, what stands in the namespace stays: what `setup(func)` set is still there for `close(func)`.
     Raises UnpackError.
     """
+    _must_have_parts(parts, "code")
     objects = _unpack(parts, "code", namespace, keep)
     if not isinstance(objects, list):
         raise UnpackError(f"cannot unpack code: a list was expected, not {short(objects)}")
@@ -259,6 +259,13 @@ def _pack(obj: object, kind: type[CodePickler], what: str, referred: Referred | 
     return outgoing.parts()
 
 
+def _must_have_parts(parts: Sequence[Part], what: str) -> None:
+    if isinstance(parts, Unkept):
+        raise UnpackError(f"cannot unpack {what} of {parts.size} bytes: this process has no memory left for it")
+    if not parts:
+        raise UnpackError(f"cannot unpack {what} without parts: what sent it is broken")
+
+
 def _unpack(parts: Sequence[Part], what: str, namespace: Namespace | None, keep: bool, shared: bool = False) -> Any:
     try:
         buffers: Sequence[Part] = ()
@@ -368,7 +375,8 @@ def unpack_error(parts: Sequence[Part], namespace: Namespace | None = None) -> B
     Where it did not travel, or cannot be rebuilt here, a RemoteError with type, text and traceback; so for each
     of its causes and members. Raises UnpackError when the parts are no error at all.
     """
-    texts = _unpack(parts[:1], "an error", None, keep=True) if parts else None
+    _must_have_parts(parts, "an error")
+    texts = _unpack(parts[:1], "an error", None, keep=True)
     if not (isinstance(texts, tuple) and len(texts) == 3 and all(isinstance(text, str) for text in texts)):
         raise UnpackError("cannot unpack an error: its parts hold none")
     kind, text, trace = texts

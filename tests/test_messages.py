@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from discoro import messages, packing
+from discoro import memory, messages, packing
 from discoro.errors import ProtocolError, TooLarge
 from discoro.messages import (
     MAX_U64,
@@ -483,13 +483,32 @@ def test_an_announced_size_costs_no_memory_until_it_comes() -> None:
         assert time.process_time() - before < 0.5, "16 GiB were written"
 
 
-def test_an_operation_that_finds_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(size: int) -> bytearray:
-        raise MemoryError
+def no_room(size: int) -> bytearray:
+    raise MemoryError
 
+
+def test_an_operation_that_finds_no_memory_is_read_to_its_end_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "room", no_room)
-    with pytest.raises(ProtocolError, match="5000000 bytes in one part, for which there is no memory here"):
-        Assembler().add(first(sizes=(5_000_000,)))
+    assembler, sizes = Assembler(), (3, 5_000_000, 0, 2)
+    assert assembler.add(first(part=b"abc", header=(1, 7, len(sizes)), sizes=sizes)) is None
+    assert assembler.add(later(part=bytes(4_000_000))) is None
+    beside = assembler.add(first(stream=2, part=b"whole", sizes=(5,), last=True))
+    assert isinstance(beside, Message) and list(beside.body) == [b"whole"]
+    assert assembler.add(later(part=bytes(1_000_000))) is None
+    unkept = assembler.add(later(part=b"xy", last=True))
+    assert isinstance(unkept, Message) and isinstance(unkept.body, memory.Unkept)
+    assert unkept.coro == 7 and unkept.body.size == 5_000_005 and not unkept.body
+    with pytest.raises(ProtocolError, match="never began"):
+        assembler.add(later(last=True))
+
+
+@pytest.mark.parametrize(("size", "wrong"), [(5, "a piece longer than its operation announced"), (3, "1 bytes shorter")])
+def test_what_finds_no_memory_is_as_long_as_announced(monkeypatch: pytest.MonkeyPatch, size: int, wrong: str) -> None:
+    monkeypatch.setattr(messages, "room", no_room)
+    assembler = Assembler()
+    assembler.add(first(part=b"a", sizes=(5,)))
+    with pytest.raises(ProtocolError, match=wrong):
+        assembler.add(later(part=bytes(size), last=True))
 
 
 # ------------------------------------------------------------------ anything at all

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from discoro import building, errors, messages, packing, payload, shipping
+from discoro.memory import Unkept
 from discoro.payload import Namespace, Part
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,6 +164,7 @@ def test_a_search_that_stumbles_over_an_object_hides_nothing() -> None:
     ("parts", "reason"),
     [
         ([], "without parts"),
+        (Unkept(5_000_000), "cannot unpack a message of 5000000 bytes: this process has no memory left for it"),
         ([b""], "EOFError|Ran out of input"),
         ([b"garbage"], "cannot unpack a message"),
         ([payload.pack([1, 2, 3])[0][:-3]], "cannot unpack a message"),
@@ -178,6 +180,11 @@ def test_what_cannot_be_unpacked_is_an_error(parts: Sequence[Part], reason: str)
         payload.unpack(parts)
     with pytest.raises(errors.UnpackError):
         payload.unpack(parts, Namespace("n"))
+    if not parts:
+        with pytest.raises(errors.UnpackError, match=reason.replace("a message", "code")):
+            payload.unpack_code(parts, Namespace("n"))
+        with pytest.raises(errors.UnpackError, match=reason.replace("a message", "an error")):
+            payload.unpack_error(parts)
 
 
 def test_what_is_no_code_is_refused_as_such() -> None:

@@ -178,6 +178,48 @@ def test_a_worker_at_its_limit_of_memory_raises_in_user_code_and_lives_on(machin
     assert len(pids) == 1
 
 
+TAKES = """
+def takes(owner, coro=None):
+    while True:
+        try:
+            message = yield coro.receive()
+        except discoro.UnpackError as error:
+            message = str(error)
+        yield owner.deliver(message if isinstance(message, str) else len(message))
+"""
+TOO_LARGE = """
+server = yield Coro.locate("discoro_server")
+taking, beside = Computation(takes), Computation(echo)
+for computation in (taking, beside):
+    yield computation.setup(server)
+taker, neighbour = (yield taking.run(server, coro.ref)), (yield beside.run(server))
+for number in range(3):
+    try:
+        yield taker.deliver(bytes(1 << 28))
+    except discoro.TooLarge as error:
+        say("too large", str(error))
+    taker.send(bytes(1 << 28))
+    say("unpacked", (yield coro.receive()))
+    yield taker.deliver(bytes(1 << 22))
+    say("as before", (yield coro.receive()))
+    neighbour.send((coro.ref, number))
+    say("neighbour", (yield coro.receive())[1])
+"""
+
+
+@on_linux
+def test_a_message_for_which_a_worker_has_no_memory_is_told_of_and_the_link_lives(machines: Machines) -> None:
+    node = machines.node("node", "-c", "1", "--max-memory", "200m")
+    client = a_client(machines, node, TOO_LARGE, TAKES)
+    for number in range(3):
+        told = client.next("too large", 60)
+        assert told.startswith("no memory is left in node/") and " for the 268435" in told and told.endswith("'deliver'")
+        assert client.next("unpacked", 60).endswith("this process has no memory left for it")
+        assert client.next("as before", 60) == 1 << 22
+        assert client.next("neighbour", 60) == number
+    client.succeed(30)
+
+
 HOARD = """
 def hoard(coro=None):
     yield None
@@ -198,7 +240,7 @@ yield computation.setup(server)
 remote = yield computation.run(server)
 try:
     while True:
-        yield remote.deliver(bytes(1 << 20))
+        yield remote.deliver(bytes(1 << 14))
 except discoro.PeerLost:
     pass
 try:
