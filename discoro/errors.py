@@ -85,7 +85,7 @@ class Overloaded(DiscoroError):
 
 
 class TooLarge(DiscoroError):
-    """A message, file or request past its limit, or that finds no memory left where it comes; the text names the sizes in bytes."""
+    """A message, file or request past its limit, or that finds no memory left where it comes; the sizes in bytes are named."""
 
 
 class ConfigError(DiscoroError, ValueError):
