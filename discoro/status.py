@@ -43,7 +43,7 @@ class WorkerStatus:
         who = f"worker {self.name}/{self.pid}"
         if self.busy:
             return told(who, self.busy, STOPPED if self.stopped else BUSY, self.line)
-        return f"{who} is {'at work' if self.client else 'warm'}"
+        return f"{who} serves {self.client}" if self.client else f"{who} is warm"
 
 
 @dataclass(frozen=True, slots=True)

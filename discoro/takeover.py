@@ -7,6 +7,7 @@ remembers it for them.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ from discoro.mesh import Mesh, current_mesh
 from discoro.messages import Greeting
 from discoro.references import CoroRef
 from discoro.transfers import process_of
+
+log = logging.getLogger("discoro.takeover")
 
 ANSWER_TIMEOUT = 5.0  # seconds; a node answers in milliseconds however busy its workers are
 
@@ -39,7 +42,8 @@ async def detached(name: str | None = None, timeout: float | None = None) -> lis
     """The detached computations of that name, or all, one for each server that has it; used with yield or await.
 
     Looks until no further node turns up, at most `timeout` seconds (default: `discover_timeout` of the mesh). Those of clients
-    that are still there are among them. Raises NoNodes where no node turns up, Timeout where one does not answer, ConfigError.
+    that are still there are among them. A node that does not answer, as one that is stopped, is named in a warning in the log;
+    what it keeps is missing. Raises NoNodes where no node turns up, Timeout where none answers, ConfigError.
     """
     if name is not None and not isinstance(name, str):
         raise ConfigError(f"the name of a detached computation is a text; this is {name!r:.80}")
@@ -48,11 +52,18 @@ async def detached(name: str | None = None, timeout: float | None = None) -> lis
     nodes = [node for node in mesh.nodes() if node.role == "node"]
     answers = await asyncio.gather(*(_kept_at(mesh, node) for node in nodes), return_exceptions=True)
     found: list[Detached] = []
+    silent: list[Timeout] = []
     for answer in answers:
-        if isinstance(answer, Timeout) or (isinstance(answer, BaseException) and not isinstance(answer, DiscoroError)):
+        if isinstance(answer, Timeout):
+            silent.append(answer)
+        elif isinstance(answer, BaseException) and not isinstance(answer, DiscoroError):
             raise answer
-        if not isinstance(answer, BaseException):  # a node that has gone keeps nothing
+        elif not isinstance(answer, BaseException):  # a node that has gone keeps nothing
             found += [each for each in answer if name in (None, each.name)]
+    if silent and len(silent) == len(answers):
+        raise silent[0]
+    for error in silent:
+        log.warning("what this node keeps is missing: %s", error)
     return sorted(found, key=lambda each: (each.name, each.node, each.server.id))
 
 

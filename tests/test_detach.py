@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 import discoro
-from discoro import keeping
+from discoro import keeping, takeover
 from discoro import node as node_module
 from discoro.computation import Computation
-from discoro.errors import ConfigError, CoroEnded, NameTaken, NotSetUp, ProtocolError, SetupFailed, WorkerLost
+from discoro.errors import ConfigError, CoroEnded, NameTaken, NotSetUp, ProtocolError, SetupFailed, Timeout, WorkerLost
 from discoro.keeping import MAX_KEPT, MAX_SECONDS, seconds_of
+from discoro.mesh import Mesh
+from discoro.messages import Greeting
 from discoro.node import Node, NodeOptions
-from discoro.takeover import detached, take_over
+from discoro.takeover import Detached, detached, take_over
 from tests.support.nodes import client_of, files_below, in_thread, node_here, until_ended
 
 Work = Callable[[Node], Awaitable[None]]
@@ -375,6 +377,32 @@ def test_a_worker_that_dies_is_kept_no_more(tmp_path: Path, caplog: pytest.LogCa
 
     with_node(tmp_path, work)
     assert "keeps count of first/" in caplog.text
+
+
+def test_a_node_that_does_not_answer_hides_nothing_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    really, silent = takeover._kept_at, ["stopped"]
+
+    async def kept_at(mesh: Mesh, node: Greeting) -> list[Detached]:
+        if node.name in silent:
+            raise Timeout(f"{node.name} did not answer 'detached' within 5 s")
+        return await really(mesh, node)
+
+    async def work(node: Node) -> None:
+        await kept(node, count)
+        async with client_of(node) as mesh:
+            await mesh.servers()
+            (itself,) = [each for each in mesh.nodes() if each.role == "node"]
+            mesh.nodes = lambda: [itself._replace(name="stopped"), itself]  # type: ignore[method-assign]
+            assert [each.name for each in await detached()] == ["count"]
+            assert "what this node keeps is missing: stopped did not answer" in caplog.text
+            silent.append(itself.name)
+            with pytest.raises(Timeout, match="stopped did not answer"):
+                await detached()
+
+    monkeypatch.setattr(takeover, "_kept_at", kept_at)
+    with_node(tmp_path, work)
 
 
 def test_the_node_says_again_what_it_keeps(
