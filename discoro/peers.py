@@ -476,9 +476,9 @@ class Peers:
                 self._by_connection[connection] = link
                 link.dialled(connection, address)
                 return
-        if not sent:
-            self._by_connection.pop(connection, None)  # it was dropped before, perhaps, and nobody tells of its end
+        if not sent and connection not in self._by_connection:  # dropped before, so nobody tells of its end
             link.ended_connection(connection, self._loop.time(), "the connection broke")
+        # Else its end is told soon, after what came before it: acknowledgements, and a goodbye, that would be missed otherwise.
 
     def _greet(self, connection: int, greeting: Greeting, welcome: bool) -> bool:
         body = messages.encode_greeting(greeting)

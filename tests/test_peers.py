@@ -13,7 +13,7 @@ from discoro import peers as rooms
 from discoro.connections import Ended
 from discoro.errors import PeerLost, Refused, Unreachable
 from discoro.link import Link, State
-from discoro.messages import Ack, Bye, Data, Gone, Greeting, Hello, Hold, Message, RefusedFrame, Reply, Welcome
+from discoro.messages import Ack, Bye, Data, Gone, Greeting, Hello, Hold, Message, RefusedFrame, Reply, Request, Welcome
 from discoro.peers import Peers
 from discoro.security import Security
 from tests.support import moved_clock
@@ -461,6 +461,7 @@ def test_a_connection_that_breaks_under_a_send_is_dialled_again() -> None:
         assert link is not None
         recorder.broken = True
         peers.post(link, Message(1, (b"m",)))
+        peers.ended(1, Ended.BROKEN, "the connection broke")
         await asyncio.sleep(1)
         assert recorder.dialled == list(THEM.addresses)
         assert link.state is State.DIALLING
@@ -512,11 +513,34 @@ def test_a_second_birth_over_one_connection_breaks_the_protocol() -> None:
     with_peers(test)
 
 
-def test_a_connection_that_takes_no_answer_is_nobodys() -> None:
+def test_what_came_before_a_connection_broke_counts_though_nothing_can_be_sent_over_it_any_more() -> None:
+    """A peer leaves in order: its last acknowledgement and its goodbye are still to be read when a send over there fails."""
+
+    def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        link = peers.get(THEM.birth)
+        assert link is not None
+        peers.post(link, Message(1, (b"m",)))
+        recorder.broken = True
+        peers.received(1, data(peers, Request(1, 1, "ping", {}, ())))
+        peers.post(link, Reply(1, True, 0, ()))
+        peers.received(1, messages.encode_ack(link.session, 1))
+        assert link.state is State.OPEN and link.outbox.unacknowledged == 1, "the message arrived, the reply did not"
+        peers.received(1, messages.encode_bye(link.session, "it has ended"))
+        assert link.state is State.CLOSED and link.lost_because == "it has ended"
+        assert recorder.dropped == [1] and recorder.dialled == []
+
+    with_peers(test)
+
+
+def test_who_is_gone_before_it_is_welcomed_is_dialled() -> None:
     def test(peers: Peers, recorder: Recorder) -> None:
         recorder.broken = True
         peers.received(1, hello())
-        assert list(peers._by_connection) == [], "nobody tells of the end of a connection that was dropped"
+        peers.ended(1, Ended.BROKEN, "the connection broke")
+        link = peers.get(THEM.birth)
+        assert link is not None and link.state is State.IDLE
+        assert list(peers._by_connection) == []
 
     with_peers(test)
 
