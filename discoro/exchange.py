@@ -219,6 +219,8 @@ class Exchange:
             raise ProtocolError(f"{incoming.verb} with the number of another one")
         task = self._under_way[key] = asyncio.ensure_future(answer(incoming, key))
         task.add_done_callback(lambda _: self._under_way.pop(key))
+        # Where the answer was given up in the same moment, nobody asks any more how this ended.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
 
     async def _on_take(self, incoming: Incoming, key: Key) -> None:

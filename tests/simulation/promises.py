@@ -432,7 +432,8 @@ def delivered_is_there(history: History) -> Iterator[str]:
         assert began.tag is not None
         if done.value != 1:
             yield f"deliver of {began.tag} gave {done.value!r}"
-        if began.tag not in history.received:
+        died = history.died.get(began.tag.to.home)  # what it took out of its mailbox after that was not written down
+        if began.tag not in history.received and (died is None or died.how == "closed"):
             yield f"{began.tag} was delivered, and is not in the mailbox"
 
 
@@ -779,12 +780,15 @@ def queues_keep(history: History) -> Iterator[str]:
 def channels_agree(history: History) -> Iterator[str]:
     """Each subscriber hears everything once, in one order with all others, until the channel is over; who stays misses none."""
     heard: dict[tuple[Home, Who], list[int]] = defaultdict(list)
-    over: set[tuple[Who, Home]] = set()
+    over: Counter[tuple[Who, Home]] = Counter()
+    subscribed: Counter[tuple[Who, Home]] = Counter()  # again, where the channel was only out of reach
     for each in history.events:
-        if isinstance(each, Over):
-            over.add((each.by, each.channel))
+        if isinstance(each, Began) and each.verb == "subscribe":
+            subscribed[each.by, each.to.home] += 1
+        elif isinstance(each, Over):
+            over[each.by, each.channel] += 1
         elif isinstance(each, Heard):
-            if (each.by, each.channel) in over:
+            if over[each.by, each.channel] >= max(1, subscribed[each.by, each.channel]):
                 yield f"{each} came after the end of its channel"
             if each.number in heard[each.channel, each.by]:
                 yield f"{each} came twice"

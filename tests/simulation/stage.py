@@ -399,12 +399,9 @@ class Actor:
                 event = Noticed(self.now, self.who, about, reason, value, kind, str(error or ""), lay)
             case (Tag() as tag, _):
                 event = Received(self.now, self.who, tag, lay)
-        if lay:
-            self.stage.events.append(event)
-        else:
-            self.write(event)
-            if isinstance(event, Received):
-                self.coro.reply(event.tag)
+        self.write(event)
+        if isinstance(event, Received) and not lay:
+            self.coro.reply(event.tag)
 
     async def empty(self) -> None:
         self.over = True
