@@ -151,10 +151,14 @@ class Computations:
 
     `directory` is where their files lie under their names. Where a name would stand for two contents, setup is refused: a node,
     which has several workers, takes another one before it comes to that.
+
+    `node` is the birth of the node that this process works for: what it opened is its to close, and stays while its link is
+    lost. It ends this whole process otherwise, by the pipe between them.
     """
 
-    def __init__(self, mesh: Mesh, directory: Path) -> None:
+    def __init__(self, mesh: Mesh, directory: Path, node: int = 0) -> None:
         self._mesh = mesh
+        self._node = node
         self._directory = directory
         self._opened: dict[str, Opened] = {}
         self._fetching: dict[asyncio.Task[Any], tuple[str, int]] = {}  # for which computation, and the birth that asked
@@ -352,6 +356,8 @@ class Computations:
     def _client_lost(self, peer: Greeting, reason: str) -> None:
         """A client that is gone has its computations closed, and what it began to set up given up."""
         self._give_up(birth=peer.birth)
+        if peer.birth == self._node:
+            return
         for opened in [each for each in self._opened.values() if each.client.birth == peer.birth]:
             self._drop(opened)
 

@@ -588,6 +588,24 @@ def test_a_client_that_comes_back_is_told_what_became_of_its_computations(tmp_pa
     with_node(tmp_path, work)
 
 
+def test_a_worker_out_of_reach_of_its_node_for_a_while_goes_on_with_what_it_has(tmp_path: Path) -> None:
+    """One that was stopped, say: the node knows by other ways that it lives, and both mean the same computations afterwards."""
+
+    async def work(node: Node, mesh: Mesh) -> None:
+        computation, server = await opened(forever)
+        ref = await computation.run(server)
+        (worker,) = node.slots[0]._here()
+        node.mesh._peers.lose(worker.server.birth, "unreachable for 15 s")
+        assert await computation.ping(server) == 0, "over a new link: now the worker knows that it had lost its node"
+        assert await ref.is_alive() and await computation.coroutines(server) == ([ref], [])
+        assert await computation.setup(server) == 0
+        await computation.close(server)
+        await asyncio.wait([worker.gone])
+        assert worker.ending == "the last computation of its client, forever, was closed"
+
+    with_node(tmp_path, work)
+
+
 def test_a_client_that_leaves_while_it_waits_for_a_worker_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "SPARE_WORKERS", 0)
     monkeypatch.setattr(workers_module.Workers, "refill", lambda self: None)

@@ -79,7 +79,7 @@ async def work(node: Parent) -> None:
     told_options = ("name", "cluster", "ext_ip_addr", "debug", "max_file_size")
     options = {key: told[key] for key in told_options}
     async with Mesh.placed(place, **options) as mesh:
-        backend = Computations(mesh, Path.cwd())
+        backend = Computations(mesh, Path.cwd(), told["birth"])
         server = Coro.start(mesh, serve, (Serving(backend, f"the worker {told['name']}"),), name="discoro_server")
         keys.begin(mesh.rekeying.use_told)  # before the node is greeted, which may have another one by now
         hosts.begin(mesh.moving.told)

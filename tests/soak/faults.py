@@ -15,6 +15,7 @@ from tests.support.event_log import SLOWEST, Verdict
 from tests.support.killing import Arena, Fault
 
 AT_A_TIME = 3  # arenas: most of a round is waiting
+LONG = 0.3  # of those stopped, in the soak: each takes some 20 s more
 
 
 class Played(NamedTuple):
@@ -24,21 +25,21 @@ class Played(NamedTuple):
     verdict: Verdict
 
 
-def arena(directory: Path, seed: int, which: int, rounds: int) -> Iterator[Played]:
+def arena(directory: Path, seed: int, which: int, rounds: int, long: float) -> Iterator[Played]:
     """All rounds of one arena; the same seed draws the same faults."""
     own = directory / f"arena-{which}"
     own.mkdir()
-    with Arena(own, f"{seed}/{which}") as ring:
+    with Arena(own, f"{seed}/{which}", long) as ring:
         for number in range(rounds):
             yield Played(which, number, *ring.round(number))
 
 
-def play(directory: Path, seed: int, rounds: int, at_a_time: int = AT_A_TIME) -> list[Played]:
-    """So many rounds, spread over the arenas. Prints a line for each."""
+def play(directory: Path, seed: int, rounds: int, at_a_time: int = AT_A_TIME, long: float = 0.0) -> list[Played]:
+    """So many rounds, spread over the arenas. Prints a line for each. `long`: the part of stops that last past peer_timeout."""
 
     def one(which: int) -> list[Played]:
         done = []
-        for played in arena(directory, seed, which, len(range(which, rounds, at_a_time))):
+        for played in arena(directory, seed, which, len(range(which, rounds, at_a_time)), long):
             done.append(played)
             print(f"{which}.{played.number}: {played.fault}: {'BROKEN' if played.verdict.broken else 'kept'}", flush=True)
             for text in played.verdict.broken:
@@ -65,7 +66,7 @@ def run(rounds: int, seed: int, output: Path | None) -> int:
     print(f"seed {seed}; {rounds} rounds, {AT_A_TIME} at a time", flush=True)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="discoro-faults-") as scratch:
-        played = play(Path(scratch), seed, rounds)
+        played = play(Path(scratch), seed, rounds, long=LONG)
     sums = figures(played)
     print(", ".join(f"{what} {count:,}" for what, count in sums.items()) + f"; {time.monotonic() - begun:.0f} s")
     if output is not None:

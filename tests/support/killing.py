@@ -24,6 +24,7 @@ from tests.support.nodes import children, until_ended
 MOMENTS = 1.5  # seconds from the start of a round, or since all numbers flow
 STARTED = 150.0  # seconds: of a process, on a machine that is busy with other things
 STOPPED = (0.1, 6.0)  # seconds: below and above what the heartbeat takes for a break, and far below peer_timeout
+LONG = (17.0, 24.0)  # seconds: past peer_timeout; whoever is stopped for so long is lost, and finds others lost
 LIMITS = Limits(crash=10.0)  # promised is one second; the machine may be busy with ten other tests
 GONE_WITHIN = 60.0  # seconds until workers have to be gone; one that only starts gets as far as to look for its node first
 
@@ -52,15 +53,19 @@ async def work(client, directory, coro=None):
     sleeper = subprocess.Popen(["sleep", "600"])
     path = f"{directory}/worker-{os.getpid()}.jsonl"
     add(path, "born", coro.ref.birth, os.getpid(), client.birth, sleeper.pid)
-    number = 0
-    while (message := await coro.receive(0.02)) != "finish":
-        if message is None:
-            number = pour(coro, client, path, number)
-        else:
-            add(path, "received", key(coro.ref), message[1], message[2])
-    add(path, "lives", key(coro.ref))
-    add(path, "ended", key(coro.ref), "normal")
-    return "finished"
+    discoro.current_mesh()._peers.on_ended.append(lambda link: add(path, "lost", coro.ref.birth, link.birth))
+    number, how = 0, "closed"
+    try:
+        while (message := await coro.receive(0.02)) != "finish":
+            if message is None:
+                number = pour(coro, client, path, number)
+            else:
+                add(path, "received", key(coro.ref), message[1], message[2])
+        add(path, "lives", key(coro.ref))
+        how = "normal"
+        return "finished"
+    finally:
+        add(path, "ended", key(coro.ref), how)
 
 class Round:
     def __init__(self, coro, path):
@@ -91,10 +96,12 @@ class Round:
         computation = discoro.Computation(work, depends=[add, key, pour])
         server = await self.set_up(computation)
         remote = await self.waited(server, "run", computation.run(server, self.coro.ref, os.path.dirname(self.path)))
-        await self.watch(remote)
-        say("streaming")
-        await self.waited(remote, "result", remote.result())
-        await self.waited(server, "close", computation.close(server, close_timeout=30))
+        try:
+            await self.watch(remote)
+            say("streaming")
+            await self.waited(remote, "result", remote.result())
+        finally:  # also of a worker that was out of reach: it may run still
+            await self.waited(server, "close", computation.close(server, close_timeout=30))
 
     async def set_up(self, computation):
         "A machine that is busy with other things may not start a worker in 30 s: again, until the round is over."
@@ -190,17 +197,20 @@ class Fault(NamedTuple):
         return f"{self.who} {what} {self.at:.3f} s after {'numbers flow' if self.streaming else 'the start'}"
 
 
-def draw(randoms: random.Random) -> Fault:
+def draw(randoms: random.Random, long: float) -> Fault:
+    """`long`: the part of those stopped that are stopped past peer_timeout."""
     who = randoms.choice(["node", "worker", "worker", "right", "right"])
-    stopped = randoms.uniform(*STOPPED) if randoms.random() < 0.4 else 0.0
+    stopped = 0.0
+    if randoms.random() < 0.4:
+        stopped = randoms.uniform(*(LONG if randoms.random() < long else STOPPED))
     return Fault(who, randoms.uniform(0, MOMENTS), stopped, randoms.random() < 0.6)
 
 
 class Arena:
     """A node and two clients, for any number of rounds."""
 
-    def __init__(self, directory: Path, seed: str) -> None:
-        self._directory, self._random = directory, random.Random(seed)
+    def __init__(self, directory: Path, seed: str, long: float = 0.0) -> None:
+        self._directory, self._random, self._long = directory, random.Random(seed), long
         self._machines = Machines(directory)
         self._resources = contextlib.ExitStack()
         self._node: NodeCommand | None = None
@@ -223,7 +233,7 @@ class Arena:
         """Play one."""
         self._replace()
         assert self._node is not None
-        fault, directory = draw(self._random), self._directory / f"round-{number}"
+        fault, directory = draw(self._random, self._long), self._directory / f"round-{number}"
         directory.mkdir()
         for client in self._clients.values():
             client.tell([str(directory), self._node.address])
@@ -235,7 +245,7 @@ class Arena:
         begun = time.monotonic()
         pause(fault.at)
         log = EventLog(directory / "driver.jsonl")
-        killed, workers = self._strike(fault, directory)
+        killed, workers = self._strike(fault, directory, log)
         pause(max(0.3, begun + MOMENTS + 1.0 - time.monotonic()))
         self._finish(killed)
         self._look_for_leftovers(directory, log, fault, workers)
@@ -254,11 +264,12 @@ class Arena:
                 if side == "left":
                     self._addresses[side] = address
 
-    def _strike(self, fault: Fault, directory: Path) -> tuple[tuple[str, int, float] | None, list[int]]:
+    def _strike(self, fault: Fault, directory: Path, log: EventLog) -> tuple[tuple[str, int, float] | None, list[int]]:
         """Do it: whom it killed, and when; and the workers that were there."""
         assert self._node is not None
         workers = sorted(children(self._node.pid))
-        busy = [line[3] for line in of(read(directory), "born")]
+        born = of(read(directory), "born")
+        busy = [line[3] for line in born]
         chosen = self._random.choice(busy or workers)  # before any is busy, one that is warm or just starts
         pid = {"node": self._node.pid, "right": self._clients["right"].pid}.get(fault.who, chosen)
         at = time.monotonic()
@@ -266,6 +277,10 @@ class Arena:
             kill(pid, signal.SIGKILL)
             return (fault.who, pid, at), workers
         kill(pid, signal.SIGSTOP)
+        births = {self._node.pid: int(self._node.ready["node"], 16), self._clients["right"].pid: self._births["right"]}
+        birth = ({line[3]: line[2] for line in born} | births).get(pid)
+        if birth is not None:
+            log.add("stopped", birth, at + fault.stopped)
         try:
             pause(fault.stopped)
         finally:
