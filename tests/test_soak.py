@@ -10,7 +10,7 @@ import pytest
 from tests.soak.faults import Played, figures
 from tests.soak.load import GROWTH_KIB, Sample, flatness, tell
 from tests.support.event_log import SLOWEST, judge
-from tests.support.killing import Fault, draw
+from tests.support.killing import LONG, STOPPED, Fault, draw
 
 STEADY = [Sample(40_000 + number % 3, 20 + number % 2) for number in range(30)]
 GROWING = [Sample(40_000 + 500 * number, 20) for number in range(30)]
@@ -38,8 +38,11 @@ def test_a_sample_is_of_the_process() -> None:
 
 
 def test_a_seed_draws_the_same_faults_and_all_kinds_of_them() -> None:
-    first, again = ([draw(randoms) for _ in range(100)] for randoms in (random.Random("1/0"), random.Random("1/0")))
+    first, again = ([draw(randoms, 0.3) for _ in range(100)] for randoms in (random.Random("1/0"), random.Random("1/0")))
     assert first == again
+    longest = max(fault.stopped for fault in first)
+    assert LONG[0] <= longest <= LONG[1] and any(STOPPED[0] <= fault.stopped <= STOPPED[1] for fault in first)
+    assert all(draw(random.Random(seed), 0.0).stopped <= STOPPED[1] for seed in range(100)), "none is long unless asked for"
     assert {(fault.who, bool(fault.stopped), fault.streaming) for fault in first} == {
         (who, stopped, streaming)
         for who in ("node", "worker", "right")
