@@ -348,10 +348,19 @@ class History:
         return longest
 
     def _hindrances(self, a: int, b: int) -> list[tuple[float, float, bool]]:
-        """(since, until, whether a connection breaks) of all that stands between two processes, in order."""
+        """(since, until, whether a connection breaks) of all that stands between two processes, in order.
+
+        Who sees that a frame was left out ends the connection; of importance where the other is frozen, or about to be.
+        """
         parted = [(each.at, each.until, True) for each in self.of(Parted) if each.pair == {a, b}]
         still = [(each.at, each.until, False) for each in (*self.of(Frozen), *self.of(Hindered)) if each.process in (a, b)]
-        return sorted(parted + still)
+        torn = [
+            (moment, moment, True)
+            for each in self.of(Omitted)
+            if each.pair == {a, b}
+            for moment in (each.at, *(since for since, _, _ in still if each.at <= since <= each.until))
+        ]
+        return sorted(parted + still + torn)
 
     def thawed(self, process: int, at: float) -> float:
         """When a process next does something, from that time on."""

@@ -1,11 +1,12 @@
-"""Clients that die, at any moment: afterwards the node is as it was before they came.
+"""Clients that die, at any moment and many times: afterwards the node is as it was before they came.
 
-Real processes, killed by SIGKILL. What a client left behind is seen from outside: the processes that the node started and the
-directories that they worked in. Figures are printed (`pytest -s`).
+Real processes, killed by SIGKILL. What a client left behind is seen from outside: the processes that the node started, the
+directories that they worked in, the node's memory and its descriptors. Figures are printed (`pytest -s`).
 """
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from collections.abc import Callable
@@ -13,12 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Machines
-from tests.support.nodes import files_below, until_ended
+from tests.support.commands import Machines, NodeCommand
+from tests.support.nodes import children, files_below, until_ended
 
 pytestmark = [pytest.mark.system]
 
+WARM = 3  # workers of a node with two slots: one for each, and a spare one
 LOST = 60.0  # seconds until something has failed: 5 on a machine that has nothing else to do
+CLIENTS = 5  # in one process
+# Processes one after another, every other one killed: 4 in the suite; 20, which is a hundred clients, by
+# `CLIENT_CROWDS=20 python -m pytest -n 0 -s -o faulthandler_timeout=0 tests/system/test_client_death.py`.
+CROWDS = int(os.environ.get("CLIENT_CROWDS", "4"))
+GROWTH = 12 << 20  # bytes that the node may have grown by: what it remembers of those who went, and what malloc keeps
 
 # Says when it is at the moment at which it is to be killed.
 CLIENT = """
@@ -77,6 +84,28 @@ async def watcher(coro=None):
 discoro.run(watcher, mdns=False, peers=[NODE], ip_addr=["127.0.0.1"])
 """
 
+# Many clients in one process: each has a mesh of its own, and a computation with a coroutine.
+CROWD = """
+import asyncio, contextlib
+
+def work(coro=None):
+    coro.reply((yield coro.receive()))
+    yield coro.receive()
+
+async def crowd():
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(CLIENTS):
+            await stack.enter_async_context(discoro.Mesh(name=f"c{number}", mdns=False, peers=[NODE], ip_addr=["127.0.0.1"]))
+            server = await discoro.Coro.locate("discoro_server")
+            computation = discoro.Computation(work)
+            await computation.setup(server)
+            await (await computation.run(server)).ask("?")
+        say("there")
+        await asyncio.to_thread(told)
+
+asyncio.run(crowd())
+"""
+
 
 def values(**named: object) -> str:
     return "".join(f"{name} = {value!r}\n" for name, value in named.items())
@@ -94,6 +123,13 @@ def until(holds: Callable[[], bool], what: str) -> None:
 def is_as_new(files: Path, workers: int) -> bool:
     """Whether a node has so many workers, with nothing in their directories. Blobs may stay, as many as it has room for."""
     return sum("/worker-" in each for each in files_below(files)) == workers
+
+
+def figures(node: NodeCommand) -> tuple[int, int]:
+    """The node's resident memory in bytes, and its open descriptors."""
+    status = Path(f"/proc/{node.pid}/status").read_text().splitlines()
+    (resident,) = [int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS")]
+    return resident, len(os.listdir(f"/proc/{node.pid}/fd"))
 
 
 @pytest.mark.parametrize("moment", ["running", "busy", "transfer", "setup", "close"])
@@ -123,4 +159,31 @@ def test_a_client_that_is_killed_leaves_nothing(tmp_path: Path, moment: str) -> 
             assert word.read_text() == "ended in order"
         until(lambda: is_as_new(files, 2), "two warm workers, without files")
         print(f"killed while {moment}: nothing of it was left after {time.monotonic() - began:.2f} s")
+    assert files_below(files) == []
+
+
+@pytest.mark.slow
+def test_many_clients_come_and_go_and_the_node_is_as_before(tmp_path: Path) -> None:
+    """Half of them are killed, half leave without closing: workers, directories, memory and descriptors of the node."""
+    with Machines(tmp_path) as machines:
+        node, files = machines.node("node", "-c", "2"), tmp_path / "files-node"
+        before: tuple[int, int] = (0, 0)
+        for number in range(CROWDS + 1):
+            crowd = machines.program("node", values(NODE=node.address, CLIENTS=CLIENTS) + CROWD)
+            crowd.next("there", 5 * LOST)
+            assert len(children(node.pid)) >= CLIENTS
+            if number % 2:
+                crowd.kill()
+                crowd.end(LOST)
+            else:
+                crowd.tell("leave")
+                crowd.succeed(LOST)
+            until(lambda: len(children(node.pid)) == WARM and is_as_new(files, WARM), "warm workers, and nothing else")
+            if number == 0:  # what is imported and opened once is there from now on
+                before = figures(node)
+        until(lambda: figures(node)[1] <= before[1], "no more descriptors than before")
+        after = figures(node)
+        workers, grown, descriptors = len(children(node.pid)), (after[0] - before[0]) >> 10, after[1] - before[1]
+        print(f"{CROWDS * CLIENTS} clients: {workers} workers, {grown} KiB and {descriptors} descriptors more")
+        assert after[0] - before[0] < GROWTH
     assert files_below(files) == []
