@@ -66,6 +66,11 @@ def closing_line(outcomes: dict[str, int], reasons: Iterable[str]) -> str:
     return ", ".join(parts)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: at the end, while the last ones run, no processor should have nothing to do."""
+    items.sort(key=lambda item: "system" not in item.path.parts)
+
+
 RAN = pytest.StashKey[bool]()
 
 
