@@ -71,7 +71,7 @@ from discoro.watchdog import debugging, watch
 
 log = logging.getLogger("discoro.mesh")
 
-KEPT_DEAD = 10_000  # processes known to be gone, so that references to them fail at once
+KEPT_DEAD = 2000  # processes known to be gone, so that references to them fail at once; in a node a kilobyte or two for each
 STATUS_TIMEOUT = 5.0  # seconds; a node answers in milliseconds, and half a second later where workers are busy
 CLOSE_TIMEOUT = 1.5  # seconds in all that a closing mesh gives coroutines and unacknowledged frames
 

@@ -14,7 +14,7 @@ PEER_TIMEOUT = 15.0  # of every process on the stage
 FOUND_AGAIN = 6.0  # seconds that a way that is free again may stay unused: dials back off, and a greeting takes its time
 NOTICED = 5.0  # seconds within which a loss, once it is one, is told to everybody who waits
 LATE = 2 * 15.0 + 10.0  # seconds: a loss on both sides, and its news
-ROUND = 4.0  # seconds for a few round trips at the longest latency
+ROUND = 6.0  # seconds for a few round trips at the longest latency, behind some megabytes that take as long as that
 
 
 class Who(NamedTuple):

@@ -28,8 +28,11 @@ def finder(name, coro=None):
 
 def consumer(queue, count, coro=None):
     got = []
-    for _ in range(count):
-        got.append((yield queue.get(20)))
+    try:
+        for _ in range(count):
+            got.append((yield queue.get(20)))
+    except discoro.DiscoroError:
+        pass  # the queue is its client's, which may be killed: nobody is left to be told
     return got
 
 def named(coro=None):
