@@ -262,6 +262,8 @@ async def watch(coro=None):
     while True:
         status = await coro.receive()
         if status.peer.role == "node":
+            if status.online:  # a link that was never used ends without a word
+                await coro.locate("discoro_server", timeout=20)
             say("online" if status.online else "offline", [status.peer.name, str(status.peer.birth), status.reason])
 
 discoro.run(watch, **OPTIONS)
