@@ -2,7 +2,8 @@
 and nothing is unpickled before a greeting was verified.
 
 Three rings of bad peers: strangers without the key, holders of the key who greet wrongly, and peers who greeted well and then
-break the protocol. `Victim` is a node with one honest client; every test ends with that client and a new one being served.
+break the protocol. `Victim` is a node with one honest client, the same for most tests: it outlives them all. Every test ends
+with that client and a new one being served.
 """
 
 from __future__ import annotations
@@ -27,8 +28,24 @@ from tests.support.victims import MIB, Address, Bomb, RawPeer, Victim
 pytestmark = [pytest.mark.system]
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    directory = tmp_path_factory.mktemp("victim")
+    with Machines(directory) as machines:
+        victim = Victim(machines, directory)
+        yield victim
+        victim.leave()
+
+
 @pytest.fixture
-def victim(tmp_path: Path) -> Iterator[Victim]:
+def victim(lasting: Victim) -> Iterator[Victim]:
+    yield lasting
+    lasting.check()
+
+
+@pytest.fixture
+def fresh_victim(tmp_path: Path) -> Iterator[Victim]:
+    """For who takes so much of what is limited that others would meet the limits afterwards."""
     with Machines(tmp_path) as machines:
         victim = Victim(machines, tmp_path)
         yield victim
@@ -201,31 +218,31 @@ def test_frames_before_the_greeting_mean_nothing(victim: Victim) -> None:
             assert not isinstance(peer.next(0.3), Data)
 
 
-def test_a_flood_of_inquiries_is_answered_and_leaves_nothing(victim: Victim) -> None:
-    before = victim.rss()
-    for door in victim.doors:
-        with RawPeer(door, victim.security) as peer:
+def test_a_flood_of_inquiries_is_answered_and_leaves_nothing(fresh_victim: Victim) -> None:
+    before = fresh_victim.rss()
+    for door in fresh_victim.doors:
+        with RawPeer(door, fresh_victim.security) as peer:
             for _ in range(2_000):
-                peer.hello(victim.greeting(session=0))
+                peer.hello(fresh_victim.greeting(session=0))
             assert all(isinstance(peer.next(), Welcome) for _ in range(2_000))
-    assert victim.rss() - before < 16 * MIB
+    assert fresh_victim.rss() - before < 16 * MIB
 
 
-def test_a_flood_of_greetings_over_one_connection_does_not_use_up_the_links(victim: Victim) -> None:
+def test_a_flood_of_greetings_over_one_connection_does_not_use_up_the_links(fresh_victim: Victim) -> None:
     """More births than a process takes links, each greeting well; all from one connection, which then ends."""
-    for door in victim.doors:
-        with RawPeer(door, victim.security) as peer:
+    for door in fresh_victim.doors:
+        with RawPeer(door, fresh_victim.security) as peer:
             for _ in range(5_000):
-                peer.hello(victim.greeting())
+                peer.hello(fresh_victim.greeting())
                 if not said(peer, Welcome):
                     break  # cut off: one connection speaks for one process
-            victim.serve()
+            fresh_victim.serve()
 
 
-def test_a_crowd_that_greets_and_goes_does_not_use_up_the_links(victim: Victim) -> None:
+def test_a_crowd_that_greets_and_goes_does_not_use_up_the_links(fresh_victim: Victim) -> None:
     for _ in range(100):
-        with RawPeer(victim.doors[0], victim.security) as peer:
-            peer.greet(victim)
+        with RawPeer(fresh_victim.doors[0], fresh_victim.security) as peer:
+            peer.greet(fresh_victim)
 
 
 # ------------------------------------------------------------------ peers who greeted well, and then break the protocol
@@ -359,17 +376,17 @@ def test_bad_requests_are_answered_with_errors_of_ours(victim: Victim) -> None:
     assert not wrong, wrong
 
 
-def test_being_told_of_a_thousand_nodes_that_are_not_there_harms_nobody(victim: Victim) -> None:
+def test_being_told_of_a_thousand_nodes_that_are_not_there_harms_nobody(fresh_victim: Victim) -> None:
     """Some of these addresses refuse, some never answer, some are none."""
     with contextlib.ExitStack() as crowd:
         silent = crowd.enter_context(socket.create_server(("127.0.0.1", 0)))
         addresses = ["127.0.0.1:1", f"127.0.0.1:{silent.getsockname()[1]}", "no address"]
-        with RawPeer(victim.doors[0], victim.security) as peer:
-            greeting = peer.greet(victim)
+        with RawPeer(fresh_victim.doors[0], fresh_victim.security) as peer:
+            greeting = peer.greet(fresh_victim)
             nodes = [[birth, addresses] for birth in range(1, 1_000)]
             peer.operations(greeting, 1, Request(1, 0, "meet", {"nodes": nodes}))
             peer.reply()
-            victim.serve()
+            fresh_victim.serve()
 
 
 def test_operations_that_fit_nothing_are_passed_over(victim: Victim) -> None:
