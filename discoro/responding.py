@@ -1,7 +1,7 @@
 """Does a worker's loop still turn? Its node asks, through a pipe of its own, and looks where it stands if it does not.
 
 Neither the network nor the worker's output has a part in it: the question goes through the worker's standard input, the answer
-comes through a second pipe, and the stack too, which faulthandler writes there at SIGUSR1 whatever Python is doing. So a stack
+comes through a second pipe, and the stack too, which faulthandler writes there at a signal whatever Python is doing. So a stack
 never stands among a user's lines, and a full link makes nobody look busy. `Responding` is the node's side for one worker,
 `answer_to` the worker's. When there is something to tell is decided in busy.py.
 """
@@ -27,6 +27,9 @@ LOOK_TIMEOUT = 0.5  # seconds for a busy worker's stack to arrive
 STACK_LINES = 120  # faulthandler writes 100 frames at most
 REST_BYTES = 4096  # of a line that has not ended: faulthandler's are shorter, longer ones are nothing of ours
 ANSWER = "here"
+# Of the real-time signals, which programs hardly use, the last but one: the first ones are libraries', the last is valgrind's.
+# SIGUSR1, where there are none (macOS), may be a user's own.
+LOOK = signal.SIGRTMAX - 1 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR1
 _PATHS = sysconfig.get_paths()
 FOREIGN = tuple(
     {os.path.join(_PATHS[name], "") for name in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -80,11 +83,11 @@ class Responding:
             return BUSY, self._seen[1]
 
     async def _look(self, child: Child) -> None:
-        if not catches(child.pid, signal.SIGUSR1):  # user code took the signal for itself: it would do what that wants, or end
+        if not catches(child.pid, LOOK):  # user code took the signal for itself: it would do what that wants, or end
             self._seen = _now(), ""
             return
         self._stack.clear()
-        child.signal(signal.SIGUSR1)
+        child.signal(LOOK)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_TIMEOUT):
                 while not any(map(is_whole, self._stack)):
@@ -99,9 +102,9 @@ def answer_to(pipe: int, loop: asyncio.AbstractEventLoop) -> Callable[[dict[str,
 
 
 def show_stack_through(pipe: int) -> None:
-    """As a worker: write the stack there at SIGUSR1, in the middle of C code too. What it starts has no part in it."""
+    """As a worker: write the stack there at LOOK, in the middle of C code too. What it starts has no part in it."""
     os.set_inheritable(pipe, False)
-    faulthandler.register(signal.SIGUSR1, file=pipe, all_threads=False)
+    faulthandler.register(LOOK, file=pipe, all_threads=False)
 
 
 def catches(pid: int, number: int) -> bool:

@@ -139,8 +139,10 @@ def test_a_status_arrives_as_it_was() -> None:
 
 
 def crunch(path: str, coro: Any = None) -> Any:
-    """Busy in Python until the file is there."""
+    """Busy in Python until the file is there; signals that programs use have handlers of its own."""
     print("a line of the user's", flush=True)
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN, signal.SIGRTMAX):
+        signal.signal(number, lambda *_: print("a signal of the user's"))
     yield coro.sleep(0)
     while not os.path.exists(path):
         pass
@@ -210,7 +212,7 @@ def test_a_busy_worker_is_shown_with_its_line_and_nobody_takes_it_for_dead(tmp_p
     output = with_a_node(tmp_path, work)
     assert "a line of the user's" in output
     assert "Stack (most recent" not in output
-    assert "SIGUSR1" not in output
+    assert "a signal of the user's" not in output
 
 
 @pytest.mark.slow
