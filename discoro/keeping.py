@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from discoro.computation import LONGEST_KEPT
 from discoro.errors import NameTaken, ProtocolError, SetupFailed
 from discoro.mesh import Mesh
 from discoro.messages import Greeting
@@ -19,7 +20,6 @@ from discoro.messages import Greeting
 log = logging.getLogger("discoro.keeping")
 
 MAX_KEPT = 4  # of one slot: half of its workers, so that what was forgotten never shuts out those who come
-MAX_SECONDS = 366 * 86_400.0  # what is to wait longer than a year for an owner is to be kept for good: say so with True
 SAY_AGAIN = 3600.0  # seconds between two lines of the log about what has no owner
 
 Key = tuple[int, str]  # number of the slot, and the computation
@@ -161,6 +161,6 @@ def seconds_of(detach: Any) -> float | None:
     """How long it stays without an owner, None: until it is closed. ProtocolError for what is neither True nor seconds."""
     if detach is True:
         return None
-    if isinstance(detach, bool) or not isinstance(detach, int | float) or not 0 < detach <= MAX_SECONDS:
-        raise ProtocolError(f"detach that is neither True nor 0 to {MAX_SECONDS:g} seconds")
+    if isinstance(detach, bool) or not isinstance(detach, int | float) or not 0 < detach <= LONGEST_KEPT:
+        raise ProtocolError(f"detach that is neither True nor 0 to {LONGEST_KEPT:g} seconds")
     return float(detach)
