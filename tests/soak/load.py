@@ -28,7 +28,7 @@ from tests.support.proxy import Proxy
 
 KINDS = ("messages", "runs", "files", "names", "queues")
 GROWTH_KIB = 2048  # between the thirds: malloc keeps a few freed pages here and there, and a leak of a busy hour is more
-GROWTH_FILES = 10  # two workers more or fewer at the moment, of 4 or 5 each; of what faults leave, a third would add 50
+GROWTH_FILES = 9  # two workers more or fewer at the moment, of 4 or 5 each; of what faults leave, a third would add 50
 BETWEEN = (2.0, 6.0)  # seconds between faults: the time to be noticed (a heartbeat is 1 s), and to recover
 STOPPED = (0.1, 5.0)  # seconds: above and below what the heartbeat takes for a break
 
