@@ -621,7 +621,10 @@ def _wrong(history: History, began: Began, done: Done) -> str:
         case "ask":
             return "" if done.value == began.tag and began.tag in history.received else "it is no reply to that"
         case "alive":
-            return "" if ended is None or ended.at >= began.at else "it had ended"
+            if ended is None:
+                return ""
+            known = history.thawed(began.to.home.process, ended.at)  # where it is frozen in its last step, its task ends later
+            return "" if known >= began.at else "it had ended"
     return ""
 
 
