@@ -66,19 +66,6 @@ def closing_line(outcomes: dict[str, int], reasons: Iterable[str]) -> str:
     return ", ".join(parts)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spreads the files that mostly wait among those that compute, so that no processor has nothing to do meanwhile.
-
-    None of them comes late, as they take minutes: the last files to begin should be short ones.
-    """
-    files = list(dict.fromkeys(item.path for item in items))
-    waiting = [file for file in files if "system" in file.parts]
-    others = [file for file in files if "system" not in file.parts]
-    place = {file: index / len(others) for index, file in enumerate(others)}
-    place |= {file: 0.7 * index / len(waiting) for index, file in enumerate(waiting)}
-    items.sort(key=lambda item: place[item.path])
-
-
 RAN = pytest.StashKey[bool]()
 
 

@@ -1659,11 +1659,13 @@ def test_a_forked_child_keeps_neither_port_nor_connection() -> None:
         child = os.fork()
         if not child:
             try:
+                alive_child.send(b"x")  # what is done in a forked child is done
                 alive_child.recv(1)  # until the parent is done; fails if our hook closed it
                 os._exit(0)
             finally:
                 os._exit(1)
         try:
+            assert alive.recv(1) == b"x"
             await pair.there.close()
             assert await pair.dialling.end_of(pair.conn, AT_ONCE) is Ended.BROKEN
             assert at(onward.listen([LOOPBACK], range(port, port + 1))[0])[1] == port
