@@ -1470,10 +1470,11 @@ def test_frames_read_after_the_end_is_known_belong_to_the_same_connection() -> N
                 peer.send(b"last words")
             peer.close()
             assert listener._monitor.poll(PATIENCE * 1000)
-            strangers_say(address, b"x", then=lambda stranger: stranger.recv(1))  # libzmq's thread is done with the end
-            listener._socket.get(zmq.EVENTS)  # and the ROUTER takes note of it
-            inbound = listener._by_id[next(iter(listener._by_id))]
-            listener.look(inbound, ())
+            inbound, end = listener._by_id[next(iter(listener._by_id))], time.monotonic() + PATIENCE
+            while not inbound.lost and time.monotonic() < end:  # libzmq's thread tells the ROUTER a moment after its monitor
+                strangers_say(address, b"x", then=lambda stranger: stranger.recv(1))  # that thread has gone round once
+                listener._socket.get(zmq.EVENTS)  # and the ROUTER takes note of what it said
+                listener.look(inbound, ())
             assert inbound.lost and len(listening.frames[1]) == 1
             listener._events.wake()  # poll took its edge
             assert await listening.end_of(1, AT_ONCE) is Ended.BROKEN
