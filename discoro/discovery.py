@@ -16,7 +16,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from zeroconf import (
@@ -104,6 +104,7 @@ class Discovery:
         self._browser: AsyncServiceBrowser | None = None
         self._service: AsyncServiceInfo | None = None
         self._registered: AsyncZeroconf | None = None  # where it is
+        self._announcing: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
         self._resolving: set[str] = set()
         self._closing = False
@@ -161,11 +162,22 @@ class Discovery:
         service, self._service = self._service, None
         if self._zeroconf is not None and service is not None and self._registered is self._zeroconf:
             self._registered = None
-            try:
-                rest = await self._zeroconf.async_unregister_service(service)
-            except NotRunningException:
-                return  # the interfaces went just now, and it with them
-            self._watch(asyncio.ensure_future(rest))
+            await self._say_goodbye(self._zeroconf, service)
+
+    async def _say_goodbye(self, zeroconf: AsyncZeroconf, service: AsyncServiceInfo) -> None:
+        """What was to be sent before, and would leave after the goodbye, is not sent: it would bring this node back for others.
+
+        That is announcements, and answers, which wait for up to a second (RFC 6762, 6: one record no more often than that).
+        """
+        if self._announcing is not None:
+            self._announcing.cancel()
+        for answers in (zeroconf.zeroconf.out_queue, zeroconf.zeroconf.out_delay_queue):
+            answers.queue.clear()  # all of them are this node's
+        try:
+            rest = await zeroconf.async_unregister_service(service)
+        except NotRunningException:
+            return  # the interfaces went just now, and it with them
+        self._watch(asyncio.ensure_future(rest))
 
     def refresh(self) -> None:
         """Ask again, and report every advert anew; for while somebody waits for nodes, about every 10 s.
@@ -234,14 +246,22 @@ class Discovery:
     async def _register(self) -> None:
         if self._zeroconf is None or self._service is None or self._registered is self._zeroconf:
             return
-        self._registered = self._zeroconf
+        zeroconf, service = self._zeroconf, self._service
+        self._registered = zeroconf
         # Cooperating: no probes, the instance name is ours alone.
         try:
-            rest = await self._zeroconf.async_register_service(self._service, cooperating_responders=True)
+            rest = await zeroconf.async_register_service(service, cooperating_responders=True)
         except NotRunningException:
             self._registered = None
             return  # the interfaces went just now; it is registered when they are back
-        self._watch(asyncio.ensure_future(rest))
+        self._announce_by(rest)
+        if self._service is None:  # withdrawn while zeroconf started: there was nothing to take back yet
+            await self._say_goodbye(zeroconf, service)
+
+    def _announce_by(self, broadcast: Awaitable[None]) -> None:
+        """Three packets, some moments apart, which a goodbye breaks off."""
+        self._announcing = asyncio.ensure_future(broadcast)
+        self._watch(self._announcing)
 
     def _own_addresses(self) -> set[str]:
         usable = {address for _, address in self._interfaces.usable}
@@ -355,7 +375,7 @@ class Discovery:
         if self._registered is not self._zeroconf:
             await self._register()
         elif self._zeroconf is not None and self._service is not None:
-            self._watch(asyncio.ensure_future(await self._zeroconf.async_update_service(self._service)))
+            self._announce_by(await self._zeroconf.async_update_service(self._service))
 
     # -- tasks
 
