@@ -219,7 +219,7 @@ class Exchange:
             raise ProtocolError(f"{incoming.verb} with the number of another one")
         task = self._under_way[key] = asyncio.ensure_future(answer(incoming, key))
         task.add_done_callback(lambda _: self._under_way.pop(key))
-        # Where the answer was given up in the same moment, nobody asks any more how this ended.
+        # Retrieved here: where the answer was given up in the same moment, nobody else asks any more how this ended.
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
 

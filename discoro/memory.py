@@ -31,6 +31,9 @@ class Unkept(tuple[Any, ...]):
         unkept.size = size
         return unkept
 
+    def __str__(self) -> str:
+        return f"{self.size} bytes, for which no memory is left: send less at a time, or see --max-memory of the node"
+
 
 def room(size: int) -> bytearray | memoryview:
     """Writable memory of `size` bytes, to be filled as a whole before anybody reads it: whatever was there still is.

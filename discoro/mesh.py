@@ -796,8 +796,7 @@ class Mesh:
         try:
             self._under_way.check(link.birth, request.verb)
             if isinstance(request.body, Unkept):
-                where = f"{self.me.name}/{self.me.pid}"
-                raise TooLarge(f"no memory is left in {where} for the {request.body.size} bytes with {request.verb!r}")
+                raise TooLarge(f"{self.me.name}/{self.me.pid} cannot take {request.verb!r} with {request.body}")
         except (Overloaded, TooLarge) as error:
             incoming.fail(error)
             return

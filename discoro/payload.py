@@ -261,7 +261,7 @@ def _pack(obj: object, kind: type[CodePickler], what: str, referred: Referred | 
 
 def _must_have_parts(parts: Sequence[Part], what: str) -> None:
     if isinstance(parts, Unkept):
-        raise UnpackError(f"cannot unpack {what} of {parts.size} bytes: this process has no memory left for it")
+        raise UnpackError(f"cannot unpack {what} of {parts}")
     if not parts:
         raise UnpackError(f"cannot unpack {what} without parts: what sent it is broken")
 

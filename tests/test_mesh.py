@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from discoro import holding, mailbox, payload
+from discoro import mesh as mesh_module
 from discoro.coro import Coro
 from discoro.errors import (
     ConfigError,
@@ -1089,3 +1090,15 @@ def test_to_link_again_and_to_be_given_up_in_that_leaves_the_link_as_it_is() -> 
                 await there.result_here()
 
     simulate(test)
+
+
+def test_only_the_last_of_those_who_are_gone_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_module, "KEPT_DEAD", 2)
+
+    async def main(world: World) -> None:
+        async with world.mesh("one") as mesh:
+            for birth in (1, 2, 3):
+                mesh.ended(birth, PeerLost(f"{birth} is gone"))
+            assert [str(mesh.how_it_ended(birth)) for birth in (1, 2, 3)] == ["None", "2 is gone", "3 is gone"]
+
+    simulate(main)

@@ -694,8 +694,9 @@ class Stage:
 
     async def _heal(self, everybody: list[Actor]) -> None:
         """Until nobody began another step for so long: what the last one sent has had the time to arrive."""
-        left = -1
-        while left != (left := sum(actor.script.qsize() for actor in everybody)):
+        before = None
+        while (left := sum(actor.script.qsize() for actor in everybody)) != before:
+            before = left
             await asyncio.sleep(HEALING)
 
     def _look_for_leftovers(self, life: Life) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Machines, NodeCommand
+from tests.soak.load import Sample
+from tests.support.commands import Machines
 from tests.support.nodes import children, files_below, until_ended
 
 pytestmark = [pytest.mark.system]
@@ -23,10 +24,10 @@ WARM = 3  # workers of a node with two slots: one for each, and a spare one
 LOST = 60.0  # seconds until something has failed: 5 on a machine that has nothing else to do
 CLIENTS = 5  # in one process
 # Processes one after another, every other one killed: 3 in the suite; 20, which is a hundred clients, by
-# `CLIENT_CROWDS=20 python -m pytest -n 0 -s -o faulthandler_timeout=0 tests/system/test_client_death.py`.
+# `CLIENT_CROWDS=20 ./bin/test -n 0 -s -o faulthandler_timeout=0 tests/system/test_client_death.py -k many`.
 CROWDS = int(os.environ.get("CLIENT_CROWDS", "3"))
 MORE = 2 * WARM  # descriptors: warm workers that were only starting when the first were counted have no connections yet
-GROWTH = 12 << 20  # bytes that the node may have grown by: what it remembers of those who went, and what malloc keeps
+GROWTH = 4096  # KiB that the node may have grown by: a hundred took 1,500, for what it remembers of them and what malloc keeps
 
 # Says when it is at the moment at which it is to be killed.
 CLIENT = """
@@ -126,13 +127,6 @@ def is_as_new(files: Path, workers: int) -> bool:
     return sum("/worker-" in each for each in files_below(files)) == workers
 
 
-def figures(node: NodeCommand) -> tuple[int, int]:
-    """The node's resident memory in bytes, and its open descriptors."""
-    status = Path(f"/proc/{node.pid}/status").read_text().splitlines()
-    (resident,) = [int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS")]
-    return resident, len(os.listdir(f"/proc/{node.pid}/fd"))
-
-
 @pytest.mark.parametrize("moment", ["running", "busy", "transfer", "setup", "close"])
 def test_a_client_that_is_killed_leaves_nothing(tmp_path: Path, moment: str) -> None:
     """Its worker ends with its directory, whatever it did; what could end in order did, and whoever monitored it is told."""
@@ -168,7 +162,6 @@ def test_many_clients_come_and_go_and_the_node_is_as_before(tmp_path: Path) -> N
     """Half of them are killed, half leave without closing: workers, directories, memory and descriptors of the node."""
     with Machines(tmp_path) as machines:
         node, files = machines.node("node", "-c", "2"), tmp_path / "files-node"
-        before: tuple[int, int] = (0, 0)
         for number in range(CROWDS + 1):
             crowd = machines.program("node", values(NODE=node.address, CLIENTS=CLIENTS) + CROWD)
             crowd.next("there", 5 * LOST)
@@ -181,10 +174,10 @@ def test_many_clients_come_and_go_and_the_node_is_as_before(tmp_path: Path) -> N
                 crowd.succeed(LOST)
             until(lambda: len(children(node.pid)) == WARM and is_as_new(files, WARM), "warm workers, and nothing else")
             if number == 0:  # what is imported and opened once is there from now on
-                before = figures(node)
-        until(lambda: figures(node)[1] <= before[1] + MORE, "no more descriptors than before")
-        after = figures(node)
-        workers, grown, descriptors = len(children(node.pid)), (after[0] - before[0]) >> 10, after[1] - before[1]
+                before = Sample.of(node.pid)
+        until(lambda: Sample.of(node.pid).files <= before.files + MORE, "no more descriptors than before")
+        after = Sample.of(node.pid)
+        workers, grown, descriptors = len(children(node.pid)), after.kib - before.kib, after.files - before.files
         print(f"{CROWDS * CLIENTS} clients: {workers} workers, {grown} KiB and {descriptors} descriptors more")
-        assert after[0] - before[0] < GROWTH
+        assert grown < GROWTH
     assert files_below(files) == []
