@@ -49,6 +49,8 @@ def size_of(part: Part) -> int:
 
 def allowed(parts: Sequence[Part]) -> bool:
     """Whether these parts may travel as one frame."""
+    if len(parts) == 1:  # as most have
+        return 0 < size_of(parts[0]) <= FRAME_BYTES
     return 0 < len(parts) <= FRAME_PARTS and 0 < size_of(parts[0]) and sum(map(size_of, parts)) <= FRAME_BYTES
 
 

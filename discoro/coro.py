@@ -203,7 +203,7 @@ class Coro(Handle):
         if mailbox.asked is not None:
             mailbox.go_on("received its next message without a reply to this one: coro.reply(value), or keep coro.question")
         until = None
-        while not mailbox:
+        while not mailbox.count:
             if timeout is not None:
                 if until is None:
                     until = asyncio.get_running_loop().time() + timeout
@@ -222,12 +222,14 @@ class Coro(Handle):
         if self._ready >= READY_RECEIVES:
             self._ready = 0
             await asyncio.sleep(0)
-            if not mailbox:  # another task of this coroutine was faster
+            if not mailbox.count:  # another task of this coroutine was faster
                 return await self.receive(timeout, alarm_value)
+        if not self.held:
+            return mailbox.take(self.namespace)
         try:
             return mailbox.take(self.namespace)
         finally:
-            if self.held and mailbox.half_empty:
+            if mailbox.half_empty:
                 self._host.drained(self)
 
     def _not_yours(self) -> str:

@@ -256,6 +256,11 @@ class Exits:
         """Whether the sender of a message to a coroutine that is gone has still to be told; `key`: its birth, and that id."""
         return _remember(self._told_nobody, key)
 
+    def has_ended(self, birth: int, coro_id: int) -> bool:
+        """Whether this process was told that it ended, or that nobody is there; `knows_ended` says how."""
+        key = (birth, coro_id)
+        return key in self._outcomes or key in self._nobody
+
     def knows_ended(self, ref: CoroRef) -> str:
         """How that coroutine ended, as far as this process was told; "" where it was not."""
         key = (ref.birth, ref.id)

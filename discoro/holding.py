@@ -16,8 +16,8 @@ from typing import NamedTuple
 from discoro.errors import DiscoroError, Overloaded, ProtocolError
 from discoro.link import Link
 from discoro.mailbox import MAILBOX_BYTES, MAILBOX_MESSAGES
-from discoro.messages import BATCH_OPERATIONS, Message, Notice, Part, body_size
-from discoro.outbox import QUEUE_BYTES, QUEUE_OPERATIONS, WINDOW_BYTES, WINDOW_FRAMES
+from discoro.messages import MESSAGE_WEIGHT, Message, Notice, Part, body_size
+from discoro.outbox import QUEUE_BYTES, QUEUE_OPERATIONS, WINDOW_BYTES
 from discoro.references import CoroRef
 
 log = logging.getLogger("discoro.holding")
@@ -27,7 +27,7 @@ HELD_BYTES = MAILBOX_BYTES
 MAX_FULL = 10_000  # mailboxes that one peer says are full: so many full ones take 100 GB there
 # What still comes for a mailbox from a peer that was told that it is full: what was under way by then, what was queued there,
 # and as much again that was queued before the news came there. The largest does not count, as in its queue (`has_room`).
-OVERRUN_MESSAGES = WINDOW_FRAMES * BATCH_OPERATIONS + 2 * QUEUE_OPERATIONS
+OVERRUN_MESSAGES = WINDOW_BYTES // MESSAGE_WEIGHT + 2 * QUEUE_OPERATIONS
 OVERRUN_BYTES = WINDOW_BYTES + 2 * QUEUE_BYTES
 
 Key = tuple[int, int]  # birth and coro-id
@@ -70,6 +70,11 @@ class Holding:
         return len(self._queues) + len(self._rooms) + len(self._told)
 
     # -------------------------------------------------------------- mailboxes elsewhere
+
+    @property
+    def any_full(self) -> bool:
+        """Whether any mailbox elsewhere is known to be full."""
+        return bool(self._queues)
 
     def is_full(self, to: CoroRef) -> bool:
         return (to.birth, to.id) in self._queues

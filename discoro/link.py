@@ -141,6 +141,7 @@ class Link:
         self.awaits_word = False  # its node, whom we know, will say how it ended: set by who knows both
         self.refused_code = self.refused_at = ""  # what the peer says that refuses us, and its address
         self.outbox = Outbox()
+        self.left_at = -math.inf  # when a frame last did
         self._peer_timeout = peer_timeout
         self._give_up: float | None = now + connect_timeout
         self._redial_at: float | None = now
@@ -214,6 +215,11 @@ class Link:
         """End the link because the caller knows the peer is gone (its node told so, say)."""
         self._end(State.LOST, reason)
 
+    def stands_still(self, now: float) -> bool:
+        """Whether it is open, and `actions` would be empty."""
+        is_due = self._ack_at is not None and self._ack_at <= now
+        return self.state is State.OPEN and not (self._actions or is_due) and self.outbox.stands_still
+
     def actions(self, now: float) -> list[Action]:
         """Everything to be done now, in order; each is given once."""
         if self.state is State.IDLE and self._redial_at is not None and self._redial_at <= now:
@@ -230,6 +236,9 @@ class Link:
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` wants to be called, if nothing happens before."""
+        if self.state is State.OPEN:  # the other three are of links that are not
+            ack, question = self._ack_at, self._question_at
+            return question if ack is None else ack if question is None or ack < question else question
         deadlines = [self._greeting_until, self._ack_at, self._give_up, self._redial_at, self._introduce_at, self._question_at]
         return min((d for d in deadlines if d is not None), default=None)
 
@@ -530,11 +539,14 @@ class Link:
         if frame.number > self._received + 1:
             self._cut(connection, now, f"frame {frame.number} came after frame {self._received}")
             return []
-        self._ack_later(now, size, any(isinstance(operation, Piece) for operation in frame.operations))
+        has_pieces = Piece in map(type, frame.operations)
+        self._ack_later(now, size, has_pieces)
         if frame.number <= self._received:
             return []
         self._received = frame.number
         self._redial_delay = 0.0  # this connection is of use
+        if not has_pieces:
+            return frame.operations
         return [operation for operation in map(self._assemble, frame.operations) if operation is not None]
 
     def torn(self, connection: int, why: str, now: float) -> None:
@@ -568,6 +580,7 @@ class Link:
             parts = messages.encode_data(self.peer_session, number, self._received, wires)
             self._actions.append(Send(self.connection, parts))
             self._ack_done()
+            self.left_at = now
             if self._question_at is None:
                 self._question_at = now + QUESTION_AFTER
 

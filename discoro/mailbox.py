@@ -17,7 +17,8 @@ MAILBOX_BYTES = 16 << 20  # packed bytes; an empty mailbox takes one larger mess
 Answer = Callable[[Any, BaseException | None], None]  # a value, or an error in its place
 Item = tuple[object, int, "Question | None"]  # an object or a packed body; the body's size, -1 for an object; who asks
 
-_NONE: deque[Item] = deque()  # in place of an empty deque, which takes 760 bytes: most coroutines only wait
+_NO_RUN: list[bytes] = []
+_NONE: deque[Item | list[bytes]] = deque()  # in place of an empty deque, which takes 760 bytes: most coroutines only wait
 
 
 class Question:
@@ -69,31 +70,33 @@ class Mailbox:
     `asked`: of the message taken last, if somebody waits for the reply.
     """
 
-    __slots__ = ("_items", "_size", "asked", "wake")
+    __slots__ = ("_items", "_run", "_size", "asked", "count", "wake")
 
     def __init__(self) -> None:
         self._items = _NONE
+        self._run: list[bytes] = _NO_RUN  # small messages that came together, the next one last: before all items
         self._size = 0
+        self.count = 0
         self.asked: Question | None = None
         self.wake: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
-        return len(self._items)
+        return self.count
 
     @property
     def full(self) -> bool:
-        return len(self._items) >= MAILBOX_MESSAGES or self._size >= MAILBOX_BYTES
+        return self.count >= MAILBOX_MESSAGES or self._size >= MAILBOX_BYTES
 
     @property
     def half_empty(self) -> bool:
-        return len(self._items) <= MAILBOX_MESSAGES // 2 and self._size <= MAILBOX_BYTES // 2
+        return self.count <= MAILBOX_MESSAGES // 2 and self._size <= MAILBOX_BYTES // 2
 
     def waits(self) -> asyncio.Future[None]:
         """A future that the next message wakes; `wake` until the coroutine goes on. For an empty mailbox.
 
         It carries nothing: a message in it would be lost with a cancellation in the same turn.
         """
-        self._items = _NONE
+        self._items, self._run = _NONE, _NO_RUN
         self.wake = asyncio.get_running_loop().create_future()
         return self.wake
 
@@ -103,17 +106,38 @@ class Mailbox:
     def put_packed(self, body: Sequence[Part], question: Question | None = None) -> None:
         self._put(body, sum(len(part) for part in body), question)
 
+    def put_run(self, bodies: list[bytes]) -> None:
+        """Small messages that came together, in order; each body is one part."""
+        self._append(bodies[::-1], len(bodies), sum(map(len, bodies)))
+
     def _put(self, item: object, size: int, question: Question | None) -> None:
+        self._append((item, size, question), 1, max(size, 0))
+
+    def _append(self, item: Item | list[bytes], count: int, size: int) -> None:
         if self._items is _NONE:
             self._items = deque()
-        self._items.append((item, size, question))
-        self._size += max(size, 0)
+        self._items.append(item)
+        self.count += count
+        self._size += size
         if self.wake is not None and not self.wake.done():
             self.wake.set_result(None)
 
     def take(self, namespace: payload.Namespace | None) -> Any:
         """The oldest message; UnpackError for one that cannot be opened here, which is then gone."""
-        item, size, self.asked = self._items.popleft()
+        self.count -= 1
+        run = self._run
+        if not run:
+            first = self._items.popleft()
+            if type(first) is tuple:
+                return self._opened(first, namespace)
+            run = self._run = first  # type: ignore[assignment]
+        body = run.pop()
+        self._size -= len(body)
+        self.asked = None
+        return payload.unpack_small(body, namespace)
+
+    def _opened(self, first: Item, namespace: payload.Namespace | None) -> Any:
+        item, size, self.asked = first
         if size < 0:
             return item
         self._size -= size
@@ -133,6 +157,6 @@ class Mailbox:
     def close(self, why: str) -> None:
         """Nothing is taken any more: whoever waits for a reply is told."""
         self.go_on(why)
-        for _, _, question in self._items:
-            if question is not None:
-                question.unanswered(why)
+        for item in self._items:
+            if type(item) is tuple and item[2] is not None:
+                item[2].unanswered(why)

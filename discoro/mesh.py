@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ from discoro.link import Link, State
 from discoro.local import local_node
 from discoro.mailbox import Question
 from discoro.memory import Unkept
-from discoro.messages import Exit, Greeting, Hold, Message, Notice, Part, Reply, Request
+from discoro.messages import Exit, Greeting, Hold, Message, Messages, Notice, Part, Reply, Request
 from discoro.moving import Moving
 from discoro.names import SETTLE, Names
 from discoro.options import MeshOptions, Place, veil
@@ -637,6 +637,8 @@ class Mesh:
     def operation(self, link: Link, operation: messages.Operation) -> None:
         """Something came in, in order."""
         match operation:
+            case Messages(coro_id, bodies):
+                self.sending.came_together(link, coro_id, bodies)
             case Message(coro_id, body):
                 self.sending.came(link, coro_id, body)
             case Request():
@@ -650,6 +652,7 @@ class Mesh:
             case Notice(coro_id, to, now):
                 (self._exits.release if now else self._exits.defer)((link.birth, coro_id), to)
             case Hold(coro_id, held):
+                link.outbox.end_run()  # what is sent to it from now on waits
                 self.sending.hold(link, (link.birth, coro_id), held)
 
     # -------------------------------------------------------------- messages
@@ -680,6 +683,15 @@ class Mesh:
     def post(self, link: Link, operation: messages.Operation, lane: int | None = None) -> None:
         """Queue an operation for that link; see Peers.post."""
         self._peers.post(link, operation, lane)
+
+    @property
+    def links(self) -> Mapping[int, Link]:
+        """The live links, by birth."""
+        return self._peers.links
+
+    def post_message(self, birth: int, coro_id: int, body: bytes) -> bool:
+        """Queue a small message; see Peers.post_message."""
+        return self._peers.post_message(birth, coro_id, body)
 
     def here(self, to: CoroRef) -> Coro:
         """The coroutine of this process that is meant; NoSuchCoro where it has ended."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from discoro.errors import ProtocolError, TooLarge
@@ -23,6 +24,9 @@ MAX_FRAME = 1 * MIB  # libzmq buffers an announced frame before anybody is authe
 PIECE_SIZE = 256 * KIB  # ZMTP heartbeats pass only between complete frames: at 16 Mbit/s a piece takes 0.13 s
 BATCH_BYTES = MAX_HEADER - 1 * KIB  # small operations that share a frame, for the same reason
 BATCH_OPERATIONS = 512  # past this, sharing gains nothing measurable
+MESSAGE_WEIGHT = 32  # bytes that a small message counts besides its own: its objects, here and there
+RUN_BYTES = 64 * KIB  # small messages to one coroutine that become one operation, with what they weigh
+MAX_RUN = RUN_BYTES // MESSAGE_WEIGHT
 PART_WEIGHT = 64  # bytes that libzmq keeps for a part, however small: with it, 1 MiB also bounds how many parts a frame has
 MAX_FIELDS = 128 * KIB  # an operation without its body: with an inline body, or MAX_PARTS empty parts, it still fits a batch
 MAX_MESSAGE = 1 * GIB  # what one operation may cost the receiver's memory
@@ -110,6 +114,13 @@ class Message(NamedTuple):
     body: Sequence[Part]
 
 
+class Messages(NamedTuple):
+    """Small messages to the mailbox of coroutine `coro`, in order; the body of each is one part."""
+
+    coro: int
+    bodies: list[bytes]
+
+
 class Request(NamedTuple):
     """A question that gets exactly one Reply, or fails with its link. `coro` 0 asks the process itself."""
 
@@ -161,14 +172,14 @@ class Piece(NamedTuple):
     part: Part
 
 
-Operation = Message | Request | Reply | Exit | Hold | Notice
+Operation = Message | Messages | Request | Reply | Exit | Hold | Notice
 Frame = Hello | Welcome | RefusedFrame | Data | Ack | Bye | Gone
 
-_MESSAGE, _REQUEST, REPLY, _EXIT, _PIECE, _HOLD, _NOTICE = 1, 2, 3, 4, 5, 6, 7
+_MESSAGE, _REQUEST, REPLY, _EXIT, _PIECE, _HOLD, _NOTICE, _MESSAGES = 1, 2, 3, 4, 5, 6, 7, 8
 _HELLO, _WELCOME, _REFUSED, _DATA, _ACK, _BYE, _GONE, _SEAL = 1, 2, 3, 4, 5, 6, 7, 8
 _OPERATIONS: dict[int, type[Any]] = {
     **{_MESSAGE: Message, _REQUEST: Request, REPLY: Reply},
-    **{_EXIT: Exit, _HOLD: Hold, _NOTICE: Notice},
+    **{_EXIT: Exit, _HOLD: Hold, _NOTICE: Notice, _MESSAGES: Messages},
 }
 _KIND = {kind: number for number, kind in _OPERATIONS.items()}
 _WITH_BODY = {_MESSAGE, _REQUEST, REPLY, _EXIT}
@@ -213,12 +224,36 @@ def clip(text: str, limit: int) -> str:
     return text.encode("utf-8", "backslashreplace")[:limit].decode("utf-8", "ignore")
 
 
-class Wire(NamedTuple):
-    """An operation ready to travel: its header (msgpack values), its parts, and what both weigh in bytes."""
+@dataclass(slots=True)
+class Wire:
+    """An operation ready to travel: its header (msgpack values), its parts, and what both weigh in bytes.
+
+    `count`: how many operations whoever sends them would count; none for a piece with more to come, each message of a run.
+    """
 
     header: list[Any]
     parts: Sequence[Part]
     size: int
+    count: int = 1
+
+
+class Run:
+    """Small messages to one coroutine being put together, to travel as one operation; each body has INLINE_BODY at most.
+
+    Whoever adds one appends it to `bodies`, and what it weighs to `size`: a call for each would take as long as all the rest.
+    """
+
+    __slots__ = ("bodies", "coro", "size")
+
+    def __init__(self, coro: int, body: bytes) -> None:
+        self.coro = coro
+        self.bodies = [body]
+        self.size = MESSAGE_WEIGHT + len(body)
+
+    def wire(self) -> Wire:
+        if len(self.bodies) == 1:
+            return Wire([_MESSAGE, self.coro, self.bodies[0]], (), self.size)
+        return Wire([_MESSAGES, self.coro, self.bodies], (), self.size, len(self.bodies))
 
 
 def to_wire(operation: Operation) -> Wire:
@@ -227,13 +262,12 @@ def to_wire(operation: Operation) -> Wire:
     Raises TooLarge past MAX_MESSAGE, MAX_PARTS or MAX_FIELDS; TypeError or ValueError for arguments that are not msgpack
     values; ProtocolError for a field that the receiver would not accept.
     """
-    if type(operation) is Message:  # the hot path: 0.5 µs
-        coro, body = operation
-        if len(body) == 1 and type(body[0]) is bytes and len(body[0]) <= INLINE_BODY and _u64(coro):
-            return Wire([_MESSAGE, coro, body[0]], (), 32 + len(body[0]))
     kind = _KIND[type(operation)]
     if kind not in _WITH_BODY:
-        return Wire([kind, *_checked([*operation], _CHECKS[kind], type(operation).__name__)], (), 16)
+        header = [kind, *_checked([*operation], _CHECKS[kind], type(operation).__name__)]
+        bodies = operation.bodies if isinstance(operation, Messages) else ()
+        size = sum(map(len, bodies)) + MESSAGE_WEIGHT * len(bodies) + 16
+        return Wire(header, (), size, len(bodies) or 1)
     fields: list[Any] = list(_clipped(operation))
     body = fields.pop()
     size = body_size(body)
@@ -267,7 +301,7 @@ def _header_size(kind: int, fields: list[Any]) -> int:
     """At least what the fields take in the header of a frame."""
     _checked(fields, _CHECKS[kind][:-1], _OPERATIONS[kind].__name__)
     if kind == _MESSAGE:
-        return 32
+        return MESSAGE_WEIGHT
     packed = pack(fields)
     if len(packed) + 8 > MAX_FIELDS:
         raise TooLarge(f"a request or reply of {len(packed) + 8} bytes without its body; at most {MAX_FIELDS}")
@@ -308,13 +342,9 @@ def split(wire: Wire, stream: int, most: Callable[[], int]) -> Iterator[Wire]:
             at += len(part)
             last = number == len(views) and at == len(view)
             header = [_PIECE, stream, last, wire.header if first else None, sizes if first else None]
-            yield Wire(header, (part,), len(part) + PART_WEIGHT + (len(pack(header)) if first else 24))
+            size = len(part) + PART_WEIGHT + (len(pack(header)) if first else 24)
+            yield Wire(header, (part,), size, 1 if last else 0)
             first = False
-
-
-def completes(wire: Wire) -> bool:
-    """Whether the operation is whole with this: all but a piece that is not its last."""
-    return wire.header[0] != _PIECE or bool(wire.header[2])
 
 
 # ------------------------------------------------------------------ in
@@ -324,13 +354,13 @@ def decode(parts: Sequence[Part]) -> Frame:
     """The frame in these parts; ProtocolError if they are none, Torn if they may once have been more."""
     if not parts:
         raise ProtocolError("a frame without a header")
-    weight = sum(map(nbytes, parts)) + PART_WEIGHT * (len(parts) - 1)
-    if weight > MAX_FRAME:
-        raise ProtocolError(f"a frame of {weight} bytes in {len(parts)} parts; at most {MAX_FRAME}")
     if len(parts) > 1:
+        weight = sum(map(nbytes, parts)) + PART_WEIGHT * (len(parts) - 1)
+        if weight > MAX_FRAME:
+            raise ProtocolError(f"a frame of {weight} bytes in {len(parts)} parts; at most {MAX_FRAME}")
         return _decode_data(_whole(parts), parts[1:-1])
     kind, fields = _header(parts[0], MAX_HEADER)
-    return _decode_data(fields, ()) if kind == _DATA else _decode_small(kind, fields)
+    return _decode_data(fields, _NO_PARTS) if kind == _DATA else _decode_small(kind, fields)
 
 
 def decode_first(parts: Sequence[Part]) -> Frame:
@@ -393,9 +423,15 @@ def _decode_hello(fields: list[Any]) -> Hello:
     return Hello(*_checked(fields[1:], (_u64, _mac, _greeting), "hello"))
 
 
+_NO_PARTS: Sequence[Part] = ()
+_NONE_LEFT: Iterator[Part] = iter(_NO_PARTS)
+
+
 def _decode_data(fields: list[Any], parts: Sequence[Part]) -> Data:
     """`parts`: those of the operations."""
     session, number, received, headers = _checked(fields, (_u64, _number, _u64, _list), "data")
+    if not parts:  # most frames: every body stands in the header
+        return Data(session, number, received, [_decode_operation(header, _NONE_LEFT) for header in headers])
     rest = iter(parts)
     operations = [_decode_operation(header, rest) for header in headers]
     if next(rest, None) is not None:
@@ -407,8 +443,8 @@ def _decode_operation(header: Any, parts: Iterator[Part]) -> Operation | Piece:
     if not isinstance(header, list) or not header or type(header[0]) is not int:
         raise ProtocolError("an operation that is not an array that begins with a kind")
     kind = header[0]
-    if kind == _MESSAGE and len(header) == 3 and _u64(header[1]):
-        return Message(header[1], _body(header[2], parts))  # the hot path
+    if kind == _MESSAGE and len(header) == 3 and type(header[2]) is bytes and _u64(header[1]):  # the hot path
+        return Message(header[1], (header[2],))
     if kind == _PIECE:
         stream, last, operation, sizes = _checked(header[1:], (_u64, _bool, _list_or_none, _sizes), "piece")
         return Piece(stream, last, operation, sizes, _take(parts))
@@ -552,9 +588,10 @@ class _Stream:
 def _checked(fields: Any, checks: Sequence[Any], what: str) -> list[Any]:
     if not isinstance(fields, list) or len(fields) != len(checks):
         raise ProtocolError(f"{what}: {len(checks)} fields expected")
-    for index, (field, check) in enumerate(zip(fields, checks, strict=True)):
+    for field, check in zip(fields, checks, strict=True):
         if not check(field):
-            raise ProtocolError(f"{what}: field {index} is not allowed: {reprlib.repr(field)}"[:200])
+            index = next(index for index, (field, check) in enumerate(zip(fields, checks, strict=True)) if not check(field))
+            raise ProtocolError(f"{what}: field {index} is not allowed: {reprlib.repr(fields[index])}"[:200])
     return fields
 
 
@@ -600,6 +637,10 @@ def _list(value: Any) -> bool:
 
 def _list_or_none(value: Any) -> bool:
     return value is None or (type(value) is list and len(value) <= 8)
+
+
+def _run(value: Any) -> bool:
+    return type(value) is list and 0 < len(value) <= MAX_RUN and set(map(type, value)) == {bytes}
 
 
 def _sizes(value: Any) -> bool:
@@ -651,5 +692,6 @@ _CHECKS: dict[int, Sequence[Any]] = {
     REPLY: (_u64, _bool, _shallow, _anything),
     _EXIT: (_u64, _name, _text, _anything),
     _HOLD: (_u64, _bool),
+    _MESSAGES: (_u64, _run),
     _NOTICE: (_u64, _u64, _bool),
 }

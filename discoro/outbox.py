@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from discoro import messages
 from discoro.errors import ProtocolError
-from discoro.messages import Wire
+from discoro.messages import Run, Wire
 from discoro.pacing import WINDOW_MOST, Pace
 
 WINDOW_FRAMES = 256  # unacknowledged frames: what a resumption sends again
@@ -52,6 +52,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._small: deque[Wire] = deque()
+        self.run: Run | None = None  # behind them, and not counted before it ends: small messages that more may join
         self._streams: deque[_Stream] = deque()
         self._lanes: dict[Hashable, deque[Wire]] = {}
         self._next_stream = 0
@@ -71,16 +72,17 @@ class Outbox:
     @property
     def waiting(self) -> str:
         """How much waits to be sent, in words."""
+        self.end_run()
         return f"{self._waiting} operations of {self._waiting_bytes} bytes"
 
     @property
     def unacknowledged(self) -> int:
         """Operations that were handed over and are not known to have arrived; pieces count with their last."""
-        sent = sum(1 for sent in self._sent for wire in sent.wires if messages.completes(wire))
-        return sent + self._waiting
+        self.end_run()
+        return sum(wire.count for sent in self._sent for wire in sent.wires) + self._waiting
 
     def is_empty(self) -> bool:
-        return not (self._sent or self._waiting)
+        return not (self._sent or self._waiting or self.run)
 
     def has_room(self) -> bool:
         """Whether more should be queued. The largest that is in pieces does not count: others pass between them."""
@@ -106,7 +108,37 @@ class Outbox:
         """Whether pieces of blobs should be queued, which are read for one reply each."""
         return self._owed_bytes < PIECES_OWED
 
+    @property
+    def crowded(self) -> bool:
+        """Whether several operations wait."""
+        return self._waiting > 1 or (self.run is not None and len(self.run.bodies) > 1)
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether nothing waits to be sent, again or for the first time."""
+        return not (self._waiting or self._resend or self.run)
+
+    def begin_run(self, coro: int, body: bytes) -> bool:
+        """Queue a small message; those that follow to the same coroutine may join it in `run`, in this turn.
+
+        False where there is no room, or where larger ones are under way, behind which it may have to wait: then `add` it.
+        """
+        self.end_run()
+        if self._lanes or not self.has_room():
+            return False
+        self.run = Run(coro, body)
+        return True
+
+    def end_run(self) -> None:
+        """What is queued from now on does not join the run that is open."""
+        if self.run is not None:
+            wire, self.run = self.run.wire(), None
+            self._waiting += wire.count
+            self._waiting_bytes += wire.size
+            self._add_small(wire)
+
     def add(self, wire: Wire, lane: Hashable) -> None:
+        self.end_run()
         self._waiting += 1
         self._waiting_bytes += wire.size
         if wire.header[0] == messages.REPLY:
@@ -120,6 +152,7 @@ class Outbox:
 
     def frames(self, now: float) -> Iterator[tuple[int, list[Wire]]]:
         """Numbered frames that may leave now: first what must be sent again, then new ones as the window allows."""
+        self.end_run()
         while self._resend:
             again = self._resend.popleft()
             yield again.number, again.wires
@@ -174,7 +207,7 @@ class Outbox:
             self._small_left += 1
             size += wire.size
             batch.append(wire)
-            self._waiting -= 1
+            self._waiting -= wire.count
             self._waiting_bytes -= wire.size
             if self._owed and wire.header[0] == messages.REPLY:
                 self._owe(-1, -wire.size)
@@ -197,6 +230,8 @@ class Outbox:
 
     def _ready_stream(self) -> _Stream | None:
         """The stream whose turn it is, if pieces may leave: none overtakes a small operation queued before it."""
+        if not self._streams:
+            return None
         if self._sent_pieces + LARGEST_FRAME > PIECES_BYTES or self._sent_pieces >= self._pace.window:
             return None
         turns = itertools.islice(self._streams, STREAMS)
@@ -205,7 +240,7 @@ class Outbox:
     def _piece(self, stream: _Stream) -> Wire:
         self._streams.remove(stream)
         piece = next(stream.pieces)
-        if messages.completes(piece):
+        if piece.count:
             self._end_stream(stream)
         else:  # only the first few take turns: more would exceed what the receiver assembles at once
             self._streams.insert(min(STREAMS - 1, len(self._streams)), stream)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("discoro.peers")
 _ADDRESS = re.compile(r"^\S+:\d+: ")
 
+TOGETHER = 50e-6  # seconds after something left, in which what follows waits for the end of the turn, to leave together
 MAX_LINKS = 4096  # far above what one process uses; bounds what authenticated peers can make us keep
 
 
@@ -61,7 +62,7 @@ class Peers:
         self._owner = owner
         self._timeouts = {"connect_timeout": connect_timeout, "peer_timeout": peer_timeout}
         self._loop = asyncio.get_running_loop()
-        self._links: dict[int, Link] = {}  # by birth
+        self.links: dict[int, Link] = {}  # the live ones, by birth
         self._by_connection: dict[int, Link] = {}
         self._inquiries: dict[int, asyncio.Future[Greeting]] = {}
         self._timers: dict[Link, asyncio.TimerHandle] = {}
@@ -73,31 +74,32 @@ class Peers:
         self._cut_offs = Throttle(log, "cut off")
         self._torn_frames = Throttle(log, "dropped the connection")
         self._dirty: dict[Link, None] = {}  # have something to send at the end of this turn
+        self._crowded: set[Link] = set()  # had several operations to send at the end of the last turn
 
     def __repr__(self) -> str:
-        return f"<Peers {list(self._links.values())!r}>"
+        return f"<Peers {list(self.links.values())!r}>"
 
     def __iter__(self) -> Iterator[Link]:
-        return iter([link for link in self._links.values() if link.state is State.OPEN or link.opened])
+        return iter([link for link in self.links.values() if link.state is State.OPEN or link.opened])
 
     # -------------------------------------------------------------- what the mesh asks
 
     def get(self, birth: int) -> Link | None:
         """The live link to that birth, whatever its state."""
-        return self._links.get(birth)
+        return self.links.get(birth)
 
     def link(self, birth: int, addresses: Sequence[str], introducible: bool = False) -> Link:
         """The live link to that birth, or a new one that dials these addresses. Unreachable where there is neither.
 
         `introducible`: the owner knows others who may bring the two together; then a link may begin without addresses.
         """
-        link = self._links.get(birth) or self._begun(birth, addresses, introducible)
+        link = self.links.get(birth) or self._begun(birth, addresses, introducible)
         if introducible and link.want_introduction(self._loop.time()):
             self._settle(link)
         return link
 
     def _begun(self, birth: int, addresses: Sequence[str], introducible: bool) -> Link:
-        if len(self._links) >= MAX_LINKS:
+        if len(self.links) >= MAX_LINKS:
             raise Unreachable(f"{self.me.name} has {MAX_LINKS} links and makes no more")
         if not addresses and not introducible:
             raise Unreachable(f"no link to birth {birth:016x}, and no address of it is known")
@@ -116,7 +118,8 @@ class Peers:
         self._settle(link)
 
     def post(self, link: Link, operation: Operation, lane: Hashable = None) -> None:
-        """Queue an operation. The first of a turn leaves at once; the rest leave together when the turn ends.
+        """Queue an operation. It leaves at once, unless another one just left, or many did at the end of the last turn: then
+        those of one turn leave together when it ends, or enough for a frame have come together.
 
         PeerLost where the link has ended.
         """
@@ -128,12 +131,39 @@ class Peers:
                 return
             operation = self._sized(link, operation)
         link.send(operation, lane)
+        self._sends(link)
+
+    def post_message(self, birth: int, coro: int, body: bytes) -> bool:
+        """The same for a small message to a coroutine of that process. False where there is more to it.
+
+        Those to the same coroutine may then join it in `run` of the outbox, until the turn ends.
+        """
+        link = self.links.get(birth)
+        if link is None or link.state is not State.OPEN:
+            return False
+        full = link.outbox.run is not None and link.outbox.run.size >= messages.RUN_BYTES
+        if not link.outbox.begin_run(coro, body):
+            return False
+        if full:
+            self._settle(link)
+        else:
+            self._sends(link)
+        return True
+
+    def _sends(self, link: Link) -> None:
+        """Something was queued for it: it leaves now, or with what follows when the turn ends."""
         if link in self._dirty:
             return
-        if not self._dirty:
-            self._loop.call_soon(self._flush)
-        self._dirty[link] = None
-        self._settle(link)
+        now = self._loop.time()
+        alone = now >= link.left_at + TOGETHER and link not in self._crowded
+        if alone:
+            for action in link.actions(now):
+                self._perform(link, action)
+            self._settle_if_needed(link, now)
+        if not (alone and link.outbox.stands_still) and not link.ended:
+            if not self._dirty:
+                self._loop.call_soon(self._flush)
+            self._dirty[link] = None
 
     @staticmethod
     def _sized(link: Link, reply: Reply) -> Reply:
@@ -145,7 +175,7 @@ class Peers:
 
     async def room(self, birth: int) -> None:
         """Until pieces of blobs may be queued for that process; at once where it is not linked."""
-        link = self._links.get(birth)
+        link = self.links.get(birth)
         while link is not None and not link.ended and not link.outbox.takes_pieces():
             self._rooms.setdefault(link, asyncio.Event())
             await self._rooms[link].wait()
@@ -165,25 +195,25 @@ class Peers:
     def listen_at(self, addresses: Sequence[str]) -> None:
         """This process listens there from now on: what it says in greetings."""
         self.me = self.me._replace(addresses=tuple(addresses[: messages.MAX_ADDRESSES]))
-        for link in self._links.values():
+        for link in self.links.values():
             link.listen_at(self.me)
 
     def moved(self, birth: int, addresses: Sequence[str]) -> None:
         """A linked peer says where it listens from now on."""
-        link = self._links.get(birth)
+        link = self.links.get(birth)
         if link is not None:
             link.moved(addresses)
 
     def hint(self, birth: int, addresses: Sequence[str]) -> None:
         """Somebody who cannot be believed says where that process listens; of use only while it is out of reach."""
-        link = self._links.get(birth)
+        link = self.links.get(birth)
         if link is not None:
             link.hint(worth_dialling(self.me.addresses, addresses), self._loop.time())
             self._settle(link)
 
     def dial_again(self) -> None:
         """The network has changed: whoever is out of reach is dialled at once."""
-        for link in list(self._links.values()):
+        for link in list(self.links.values()):
             link.dial_again(self._loop.time())
             self._settle(link)
 
@@ -193,28 +223,28 @@ class Peers:
 
     def lose(self, birth: int, reason: str) -> None:
         """That process is certainly gone: end its link."""
-        link = self._links.get(birth)
+        link = self.links.get(birth)
         if link is not None:
             link.lose(reason)
             self._settle(link)
 
     def close(self, reason: str) -> None:
         """End every link in order."""
-        for birth in list(self._links):
+        for birth in list(self.links):
             self.part(birth, reason)
         for throttle in (self._refused, self._not_ours, self._cut_offs, self._torn_frames):
             throttle.close()
 
     def part(self, birth: int, reason: str) -> None:
         """End the link with that process in order, where there is one."""
-        link = self._links.get(birth)
+        link = self.links.get(birth)
         if link is not None:
             link.close(reason)
             self._settle(link)
 
     def idle(self) -> bool:
         """Whether nothing waits to be sent or acknowledged on any open link."""
-        return all(link.outbox.is_empty() for link in self._links.values() if link.state is State.OPEN)
+        return all(link.outbox.is_empty() for link in self.links.values() if link.state is State.OPEN)
 
     # -------------------------------------------------------------- what the transport tells
 
@@ -228,17 +258,28 @@ class Peers:
             self._settle(link)
 
     def received(self, connection: int, parts: Sequence[Part]) -> None:
+        link = self._by_connection.get(connection)
+        greeted = link is not None and link.connection == connection
         try:
-            frame = self._decoded(connection, parts)
-            if frame is None:
-                return
-            self._frame(connection, frame, parts)
+            frame = messages.decode(parts) if greeted else messages.decode_first(parts)
+        except ProtocolError as error:
+            if greeted and not isinstance(error, messages.Torn):
+                self._cut(connection, error)
+            else:  # no more than its connection ends: it was torn, or is what nobody sends before a greeting
+                self._torn(connection, error)
+            return
+        try:
+            if type(frame) is messages.Data:
+                assert link is not None  # no such frame comes before a greeting
+                self._data(link, connection, frame, parts)
+            else:
+                self._frame(connection, frame)
+                link = self._by_connection.get(connection)
         except ProtocolError as error:
             self._cut(connection, error)
             return
-        link = self._by_connection.get(connection)
         if link is not None:
-            self._settle(link)
+            self._settle_if_needed(link, self._loop.time())
 
     def ended(self, connection: int, how: Ended, detail: str) -> None:
         detail = _ADDRESS.sub("", detail)  # it stands beside it wherever this is printed
@@ -257,19 +298,7 @@ class Peers:
 
     # -------------------------------------------------------------- frames
 
-    def _decoded(self, connection: int, parts: Sequence[Part]) -> messages.Frame | None:
-        """None for what ends no more than its connection: a torn frame, or one that nobody sends before a greeting."""
-        link = self._by_connection.get(connection)
-        greeted = link is not None and link.connection == connection
-        try:
-            return messages.decode(parts) if greeted else messages.decode_first(parts)
-        except ProtocolError as error:
-            if greeted and not isinstance(error, messages.Torn):
-                raise
-            self._torn(connection, error)
-            return None
-
-    def _frame(self, connection: int, frame: messages.Frame, parts: Sequence[Part]) -> None:
+    def _frame(self, connection: int, frame: messages.Frame) -> None:
         if isinstance(frame, messages.Hello):
             self._hello(connection, frame)
             return
@@ -283,15 +312,21 @@ class Peers:
             return
         link = self._by_connection.get(connection)
         if link is not None:  # else: the rest of a conversation that is over
-            self._link_frame(link, connection, frame, parts)
+            self._link_frame(link, connection, frame)
 
-    def _link_frame(self, link: Link, connection: int, frame: messages.Frame, parts: Sequence[Part]) -> None:
+    def _data(self, link: Link, connection: int, frame: messages.Data, parts: Sequence[Part]) -> None:
+        for operation in link.data(connection, frame, sum(map(len, parts)), self._loop.time()):
+            try:
+                self._owner.operation(link, operation)
+            except ProtocolError:
+                raise
+            except Exception as error:  # a bug that one operation meets must neither hide nor take the rest of its frame along
+                where = {"message": f"discoro: a bug at {type(operation).__name__} from {link!r}", "exception": error}
+                self._loop.call_exception_handler(where)
+
+    def _link_frame(self, link: Link, connection: int, frame: messages.Frame) -> None:
         now = self._loop.time()
         match frame:
-            case messages.Data():
-                size = sum(len(part) for part in parts)
-                for operation in link.data(connection, frame, size, now):
-                    self._hand_up(link, operation)
             case messages.Ack(session, received):
                 link.acknowledged(connection, session, received, now)
             case messages.Welcome(mac, greeting):
@@ -302,16 +337,6 @@ class Peers:
                 link.gone(connection)
             case messages.Bye(session, reason) if session == link.session:
                 link.bye(connection, reason)
-
-    def _hand_up(self, link: Link, operation: Operation) -> None:
-        """A bug that one operation meets must neither hide nor take the rest of its frame along."""
-        try:
-            self._owner.operation(link, operation)
-        except ProtocolError:
-            raise
-        except Exception as error:
-            where = {"message": f"discoro: a bug at {type(operation).__name__} from {link!r}", "exception": error}
-            self._loop.call_exception_handler(where)
 
     def _hello(self, connection: int, hello: messages.Hello) -> None:
         """Somebody greets us: checked in the order that the protocol says, before anything of it is believed."""
@@ -325,7 +350,7 @@ class Peers:
         no = refusal(self.me, theirs)
         if theirs.birth == self.me.birth:
             no = "stale", "that address is this process's own"
-        elif self.ignore_new and theirs.birth not in self._links:
+        elif self.ignore_new and theirs.birth not in self.links:
             no = no or ("ignored", f"{self.me.name}/{self.me.pid} meets nobody new: its ignore_peers is on")
         if no:
             return self._refuse(connection, *no)
@@ -338,7 +363,7 @@ class Peers:
         before = self._by_connection.get(connection)
         if before is not None and before.birth != theirs.birth:  # whoever dials anew does so over a new connection
             raise ProtocolError(f"{theirs.name}/{theirs.pid} greeted over the connection of {before.who}")
-        link = self._links.get(theirs.birth)
+        link = self.links.get(theirs.birth)
         known = link is not None and theirs.resume in (0, link.session)
         if link is not None and known and link.begun_anew(theirs):
             link.lose(PEER_ENDED)
@@ -348,7 +373,7 @@ class Peers:
             self._dismiss(connection, messages.encode_gone(theirs.session))
             return
         if link is None:
-            if len(self._links) >= MAX_LINKS and not self._made_room():
+            if len(self.links) >= MAX_LINKS and not self._made_room():
                 return self._refuse(connection, "full", f"{self.me.name} has {MAX_LINKS} links and takes no more")
             link = self._new_link(theirs.birth, theirs.addresses)
         self._by_connection[connection] = link
@@ -358,7 +383,7 @@ class Peers:
 
     def _made_room(self) -> bool:
         """End the oldest link that nothing ever came over and whose connection is gone: who greets and goes keeps no place."""
-        for link in self._links.values():
+        for link in self.links.values():
             if link.opened and link.unused and link.state is not State.OPEN:
                 link.lose("it was out of reach, never used, and its place was needed")
                 self._settle(link)
@@ -435,12 +460,21 @@ class Peers:
 
     def _new_link(self, birth: int, addresses: Sequence[str]) -> Link:
         link = Link(self.me, secrets.randbits(63) + 1, self._loop.time(), birth=birth, addresses=addresses, **self._timeouts)
-        self._links[birth] = link
+        self.links[birth] = link
         return link
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, {}
+        now = self._loop.time()
         for link in dirty:
+            (self._crowded.add if link.outbox.crowded else self._crowded.discard)(link)
+            self._settle_if_needed(link, now)
+
+    def _settle_if_needed(self, link: Link, now: float) -> None:
+        """The same as `_settle`, in a tenth of the time where nothing is to be done, as mostly after a frame."""
+        if link in self._announced and not self._rooms and link.stands_still(now):
+            self._set_timer(link)
+        else:
             self._settle(link)
 
     def _settle(self, link: Link) -> None:
@@ -486,15 +520,14 @@ class Peers:
         return self.wire.send(connection, encode(self._security.mac(body), body))
 
     def _set_timer(self, link: Link) -> None:
+        """One that comes early only looks again: an acknowledgement is due after each frame, and travels with the next."""
         deadline = link.next_deadline()
         timer = self._timers.get(link)
+        if deadline is None or (timer is not None and timer.when() <= deadline):
+            return
         if timer is not None:
-            if timer.when() == deadline:
-                return
             timer.cancel()
-            del self._timers[link]
-        if deadline is not None:
-            self._timers[link] = self._loop.call_at(deadline, self._on_timer, link)
+        self._timers[link] = self._loop.call_at(deadline, self._on_timer, link)
 
     def _on_timer(self, link: Link) -> None:
         self._timers.pop(link, None)
@@ -502,14 +535,15 @@ class Peers:
         self._settle(link)
 
     def _forget(self, link: Link) -> None:
-        if self._links.get(link.birth) is not link:
+        if self.links.get(link.birth) is not link:
             return  # forgotten already
-        del self._links[link.birth]
+        del self.links[link.birth]
         timer = self._timers.pop(link, None)
         if timer is not None:
             timer.cancel()
         self._announced.discard(link)
         self._dirty.pop(link, None)
+        self._crowded.discard(link)
         self._owner.lost(link)
         for tell in list(self.on_ended):
             tell(link)

@@ -174,6 +174,13 @@ class CoroRef(Handle):
     def ref(self) -> CoroRef:
         return self
 
+    def send(self, message: object) -> None:
+        try:
+            reach = current_host.get()
+        except LookupError:
+            raise NoMesh(NO_MESH) from None
+        reach.send(self, message)
+
     if not TYPE_CHECKING:  # which would then take any name
 
         def __getattr__(self, name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from discoro import payload
@@ -19,8 +19,9 @@ from discoro.exits import Exits
 from discoro.holding import Holding
 from discoro.link import Link
 from discoro.mailbox import Question
-from discoro.messages import Exit, Greeting, Hold, Message, Operation, Part
+from discoro.messages import MESSAGE_WEIGHT, RUN_BYTES, Exit, Greeting, Hold, Message, Operation, Part
 from discoro.outcomes import UNKNOWN
+from discoro.packing import INLINE_BODY
 from discoro.references import CoroRef
 from discoro.requests import Answer
 
@@ -32,11 +33,14 @@ class Around(Protocol):
 
     @property
     def me(self) -> Greeting: ...
+    @property
+    def links(self) -> Mapping[int, Link]: ...
     def coro(self, coro_id: int) -> Coro | None: ...
     def here(self, who: CoroRef) -> Coro: ...
     def ref_of(self, coro_id: int) -> CoroRef: ...
     def link_to(self, to: CoroRef) -> Link: ...
     def post(self, link: Link, operation: Operation, lane: int | None = None) -> None: ...
+    def post_message(self, birth: int, coro_id: int, body: bytes) -> bool: ...
     def request(self, to: CoroRef, verb: str, arguments: dict[str, Any], body: Sequence[Part] = ()) -> Awaitable[Answer]: ...
     def in_loop(self, function: Callable[..., Any], *args: Any) -> None: ...
 
@@ -46,6 +50,7 @@ class Sending:
 
     def __init__(self, around: Around, exits: Exits) -> None:
         self._around = around
+        self._birth, self._links = around.me.birth, around.links
         self._exits = exits
         self.holding = Holding()
         self.lost_messages = 0
@@ -54,9 +59,20 @@ class Sending:
 
     def send(self, to: CoroRef, message: object) -> None:
         """See Handle.send."""
-        if to.birth != self._around.me.birth:
-            self._post_message(to, payload.pack(message))
+        if to.birth == self._birth:
+            self._send_here(to, message)
             return
+        body = payload.pack(message)
+        small, size = body[0], len(body[0])
+        link = self._links.get(to.birth)
+        run = link.outbox.run if link is not None else None
+        if run is not None and run.coro == to.id and run.size < RUN_BYTES and size <= INLINE_BODY and len(body) == 1:
+            run.bodies.append(small)  # type: ignore[arg-type]  # one part, and no buffer: the bytes of a pickle
+            run.size += MESSAGE_WEIGHT + size
+        elif size > INLINE_BODY or len(body) > 1 or not self._post_small(to, small):
+            self._post_message(to, body)
+
+    def _send_here(self, to: CoroRef, message: object) -> None:
         coro = self._around.here(to)
         if coro.service is None:
             coro.accept(message)
@@ -116,6 +132,12 @@ class Sending:
         coro.check_room()
         self.put(None, coro, body)
 
+    def _post_small(self, to: CoroRef, body: Part) -> bool:
+        """The way of most messages. False where there is more to it: no open link, a full mailbox, an end that is known."""
+        if self.holding.any_full or self._exits.has_ended(to.birth, to.id):
+            return False
+        return self._around.post_message(to.birth, to.id, body)  # type: ignore[arg-type]  # a pickle is bytes
+
     def _post_message(self, to: CoroRef, body: Sequence[Part], lane: int | None = None) -> None:
         lane = lane_here() if lane is None else lane
         if self.holding.take(to, body, lane):
@@ -161,6 +183,16 @@ class Sending:
             except Overloaded as error:
                 raise ProtocolError(str(error)) from None
 
+    def came_together(self, link: Link, coro_id: int, bodies: list[bytes]) -> None:
+        """Several messages for one coroutine came over a link."""
+        coro = self._around.coro(coro_id)
+        if coro is None or coro.service is not None or coro.held:
+            for body in bodies:
+                self.came(link, coro_id, (body,))
+            return
+        coro.mailbox.put_run(bodies)
+        self._tell_full(coro, link)
+
     def put(self, link: Link | None, coro: Coro, body: Sequence[Part], question: Question | None = None) -> None:
         """Into the mailbox; the link over which it became full, or was filled further, is told.
 
@@ -169,6 +201,9 @@ class Sending:
         if coro.held and link is not None and self.holding.overruns(coro.ref.id, link, sum(map(len, body))):
             raise Overloaded(f"the mailbox of {coro} is full, which was told, and messages for it still come")
         coro.accept(body, packed=True, question=question)
+        self._tell_full(coro, link)
+
+    def _tell_full(self, coro: Coro, link: Link | None) -> None:
         if coro.mailbox.full:
             coro.held = True
             if link is not None and self.holding.tell_full(coro.ref.id, link):

@@ -104,6 +104,31 @@ def test_packed_bodies_and_objects_come_in_the_order_sent_the_objects_as_they_ar
     assert mailbox.take(None) == [2]
 
 
+def test_messages_that_came_together_are_taken_in_order_between_others() -> None:
+    mailbox, bodies = Mailbox(), [payload.pack(number)[0] for number in range(5)]
+    mailbox.put("before")
+    mailbox.put_run([bytes(body) for body in bodies[:3]])
+    mailbox.put("between")
+    mailbox.put_run([bytes(body) for body in bodies[3:]])
+    assert len(mailbox) == 7
+    taken = [mailbox.take(None) for _ in range(3)]
+    mailbox.put("behind")
+    assert taken + [mailbox.take(None) for _ in range(5)] == ["before", 0, 1, 2, "between", 3, 4, "behind"]
+    assert (len(mailbox), mailbox._size) == (0, 0)
+
+
+def test_messages_that_came_together_fill_it_like_others_and_one_that_cannot_be_opened_is_gone() -> None:
+    mailbox = Mailbox()
+    mailbox.put_run([b"no pickle", *[payload.pack(1)[0]] * MAILBOX_MESSAGES])  # type: ignore[list-item]
+    assert mailbox.full
+    with pytest.raises(UnpackError):
+        mailbox.take(None)
+    for _ in range(MAILBOX_MESSAGES // 2):
+        assert mailbox.take(None) == 1
+    assert mailbox.half_empty
+    mailbox.close("ended")
+
+
 def test_it_is_full_at_so_many_messages_and_open_again_at_half() -> None:
     mailbox = Mailbox()
     for number in range(MAILBOX_MESSAGES):

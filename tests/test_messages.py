@@ -27,6 +27,7 @@ from discoro.messages import (
     Hello,
     Hold,
     Message,
+    Messages,
     Operation,
     Part,
     Piece,
@@ -235,6 +236,7 @@ OPERATIONS: list[tuple[Operation, list[Any], list[bytes]]] = [
     (Reply(2, False, ["Timeout", "too late"]), [3, 2, False, ["Timeout", "too late"], 0], []),
     (Exit(4, "returned", "", (b"value",)), [4, 4, "returned", "", b"value"], []),
     (Hold(5, True), [6, 5, True], []),
+    (Messages(7, [b"one", b"", b"three"]), [8, 7, [b"one", b"", b"three"]], []),
 ]  # fmt: skip
 
 
@@ -284,6 +286,12 @@ BAD_OPERATIONS: dict[str, list[Part]] = {
     "exit with a long reason": data([4, 1, "x" * 256, "", 0]),
     "exit with a huge text": data([4, 1, "", "x" * (64 * 1024 + 1), 0]),
     "hold of a number": data([6, 1, 1]),
+    "messages to a text": data([8, "x", [b"m"]]),
+    "messages without any": data([8, 1, []]),
+    "messages in a map": data([8, 1, {"m": b"m"}]),
+    "messages of parts": data([8, 1, [b"m", 1]], parts=[b"m"]),
+    "messages of text": data([8, 1, [b"m", "m"]]),
+    "too many messages": data([8, 1, [b""] * (messages.MAX_RUN + 1)]),
     "piece without its part": data([5, 1, True, [1, 1, 1], [1]]),
     "piece with text for sizes": data([5, 1, True, [1, 1, 1], "x"], parts=[b""]),
     "piece of no part": data([5, 1, True, [1, 1, 0], []], parts=[b""]),
@@ -530,6 +538,7 @@ operations = st.one_of(
     st.builds(Reply, numbers, st.just(False), st.tuples(names, names).map(list), bodies),
     st.builds(Exit, numbers, names, names, bodies),
     st.builds(Hold, numbers, st.booleans()),
+    st.builds(Messages, numbers, st.lists(st.binary(max_size=20), min_size=1, max_size=20)),
 )
 headers = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 10) | numbers | names | st.binary(max_size=20) | st.just("discoro"),

@@ -9,7 +9,7 @@ import pytest
 from discoro import messages
 from discoro import outbox as rules
 from discoro.link import Send
-from discoro.messages import Exit, Hold, Message, Operation, Reply, Request
+from discoro.messages import Exit, Hold, Message, Messages, Operation, Reply, Request
 from discoro.outbox import Outbox
 from tests.support.link_pair import two
 from tests.test_link import NOW, OURS, frames, from_peer, large, message, new_link, opened, texts
@@ -141,6 +141,53 @@ def test_lanes_keep_their_order_past_large_operations(seed: int) -> None:
         assert isinstance(operation, Message)
         arrived.setdefault(operation.coro, []).append(int.from_bytes(operation.body[0][:4], "big"))
     assert arrived == sent
+
+
+def run_of(outbox: Outbox, coro: int, *bodies: bytes) -> None:
+    """What the mesh does for small messages to one coroutine."""
+    for body in bodies:
+        run = outbox.run
+        if run is None or run.coro != coro:
+            assert outbox.begin_run(coro, body)
+        else:
+            run.bodies.append(body)
+            run.size += messages.MESSAGE_WEIGHT + len(body)
+
+
+def test_small_messages_to_one_coroutine_travel_as_one_operation() -> None:
+    outbox = fast(Outbox())
+    run_of(outbox, 1, b"a", b"b", b"c")
+    run_of(outbox, 2, b"d")
+    run_of(outbox, 1, b"e", b"f")
+    assert outbox.crowded and not outbox.is_empty() and not outbox.stands_still
+    assert (outbox.unacknowledged, outbox.waiting) == (6, "6 operations of 198 bytes")
+    ((number, wires),) = taken(outbox)
+    frame = messages.decode(messages.encode_data(1, number, 0, wires))
+    assert frame.operations == [Messages(1, [b"a", b"b", b"c"]), Message(2, (b"d",)), Messages(1, [b"e", b"f"])]  # type: ignore[union-attr]
+    assert outbox.unacknowledged == 6
+    outbox.acknowledge(1, NOW)
+    assert outbox.is_empty() and outbox.unacknowledged == 0
+
+
+def test_no_message_joins_those_before_another_operation() -> None:
+    outbox = fast(Outbox())
+    run_of(outbox, 1, b"a", b"b")
+    outbox.add(messages.to_wire(Hold(1, True)), None)
+    assert outbox.run is None
+    run_of(outbox, 1, b"c")
+    ((_, wires),) = taken(outbox)
+    assert [wire.header[0] for wire in wires] == [8, 6, 1]
+
+
+def test_behind_large_ones_and_in_a_full_queue_no_run_begins() -> None:
+    outbox = Outbox()
+    outbox.add(messages.to_wire(large(300_000)), "a")
+    assert not outbox.begin_run(1, b"behind")
+    outbox = Outbox()
+    for _ in range(rules.QUEUE_OPERATIONS):
+        assert outbox.begin_run(1, b"x")
+    assert not outbox.begin_run(1, b"x")
+    assert outbox.unacknowledged == rules.QUEUE_OPERATIONS
 
 
 def test_has_room_until_the_queue_is_full_and_again_when_it_drains() -> None:

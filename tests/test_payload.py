@@ -211,10 +211,18 @@ class Array:
         return Array, (pickle.PickleBuffer(self.memory),)
 
 
-@pytest.mark.parametrize("value", [None, 1, "text", b"bytes", [1, (2.5,)], {"a": {1, 2}}, range(3), bytearray(b"x")])
+@pytest.mark.parametrize("value", [None, 1, "text", [1, (2.5,)], {"a": {1, 2}}, range(3), bytearray(b"x")])
 def test_plain_values_are_plain_pickle(value: object) -> None:
     assert payload.pack(value) == [pickle.dumps(value, 5)]
     assert payload.unpack(payload.pack(value)) == value
+
+
+@pytest.mark.parametrize("value", [b"", b"=", b"bytes", bytes(payload.OUT_OF_BAND - 1)])
+def test_small_bytes_travel_as_they_are(value: bytes) -> None:
+    (body,) = payload.pack(value)
+    assert body == b"=" + value
+    assert payload.unpack_small(bytes(body), None) == payload.unpack([memoryview(body)]) == value
+    assert payload.unpack([body], shared=True) == value
 
 
 @pytest.mark.parametrize("size", [0, 1, payload.OUT_OF_BAND - 1, payload.OUT_OF_BAND, 1_000_000])

@@ -13,7 +13,21 @@ from discoro import peers as rooms
 from discoro.connections import Ended
 from discoro.errors import PeerLost, Refused, Unreachable
 from discoro.link import Link, State
-from discoro.messages import Ack, Bye, Data, Gone, Greeting, Hello, Hold, Message, RefusedFrame, Reply, Request, Welcome
+from discoro.messages import (
+    Ack,
+    Bye,
+    Data,
+    Gone,
+    Greeting,
+    Hello,
+    Hold,
+    Message,
+    Messages,
+    RefusedFrame,
+    Reply,
+    Request,
+    Welcome,
+)
 from discoro.peers import Peers
 from discoro.security import Security
 from tests.support import moved_clock
@@ -439,6 +453,41 @@ def test_the_first_operation_of_a_turn_leaves_at_once_and_the_rest_together() ->
         assert [len(frame.operations) for _, frame in recorder.sent if isinstance(frame, Data)] == [1]
         await asyncio.sleep(0)
         assert [len(frame.operations) for _, frame in recorder.sent if isinstance(frame, Data)] == [1, 4]
+
+    with_peers(test)
+
+
+def test_small_messages_leave_like_operations_and_a_full_run_before_the_turn_ends() -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        link = peers.get(THEM.birth)
+        assert link is not None
+        del recorder.sent[:]
+        assert peers.post_message(THEM.birth, 1, b"alone")
+        assert not link.outbox.run
+        assert peers.post_message(THEM.birth, 1, b"one")
+        run = link.outbox.run
+        assert run is not None
+        run.bodies.append(b"two")
+        run.size += messages.RUN_BYTES
+        assert peers.post_message(THEM.birth, 1, b"three")
+        operations = [operation for _, frame in recorder.sent for operation in frame.operations]
+        assert operations == [Message(1, (b"alone",)), Messages(1, [b"one", b"two"]), Message(1, (b"three",))]
+        assert not peers.post_message(99, 1, b"nobody is linked")
+
+    with_peers(test)
+
+
+def test_after_a_turn_that_sent_many_the_first_of_the_next_waits_for_the_others() -> None:
+    async def test(peers: Peers, recorder: Recorder) -> None:
+        peers.received(1, hello())
+        for turn in ([1, 4], [5], [5], [1], [1, 1]):
+            await asyncio.sleep(0.001)
+            del recorder.sent[:]
+            for number in range(sum(turn)):
+                peers.post_message(THEM.birth, number, b"m")
+            await asyncio.sleep(0)
+            assert [len(frame.operations) for _, frame in recorder.sent if isinstance(frame, Data)] == turn
 
     with_peers(test)
 

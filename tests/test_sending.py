@@ -11,7 +11,7 @@ import pytest
 from discoro import payload
 from discoro.coro import Coro
 from discoro.errors import NoSuchCoro, Overloaded, ProtocolError
-from discoro.messages import Exit, Hold, Message
+from discoro.messages import MESSAGE_WEIGHT, RUN_BYTES, Exit, Hold, Message, Run
 from discoro.references import CoroRef
 from discoro.sending import Sending
 
@@ -35,7 +35,9 @@ class Around:
         self.me = SimpleNamespace(birth=HERE)
         self.coros: dict[int, Any] = {}
         self.link = Line()
+        self.links: dict[int, Any] = {}
         self.posted: list[Any] = []
+        self.is_open = False  # so that small messages take the short way
 
     def coro(self, coro_id: int) -> Any:
         return self.coros.get(coro_id)
@@ -54,6 +56,12 @@ class Around:
     def post(self, link: Any, operation: Any, lane: int | None = None) -> None:
         self.posted.append(operation)
 
+    def post_message(self, birth: int, coro_id: int, body: bytes) -> bool:
+        if self.is_open:
+            self.posted.append((birth, coro_id, body))
+            self.links[birth] = SimpleNamespace(outbox=SimpleNamespace(run=Run(coro_id, body)))
+        return self.is_open
+
     def in_loop(self, function: Callable[..., Any], *args: Any) -> None:
         function(*args)
 
@@ -67,6 +75,9 @@ class Ends:
 
     def knows_ended(self, to: CoroRef) -> str:
         return self.ended
+
+    def has_ended(self, birth: int, coro_id: int) -> bool:
+        return bool(self.ended)
 
     def tell_nobody(self, key: Any) -> bool:
         new = key not in self.told
@@ -126,6 +137,56 @@ def test_a_message_goes_to_the_mailbox_here_as_it_is_and_packed_to_another_proce
     out.send(ref(THERE), "m")
     (posted,) = around.posted
     assert (type(posted), posted.coro, payload.unpack(posted.body)) == (Message, 5, "m")
+
+
+def test_small_messages_to_one_coroutine_join_each_other() -> None:
+    out, around, _ = sending()
+    around.is_open = True
+    for number in range(3):
+        out.send(ref(THERE), number)
+    run = around.links[THERE].outbox.run
+    assert around.posted == [(THERE, 5, payload.pack(0)[0])]
+    assert [payload.unpack([body]) for body in run.bodies] == [0, 1, 2]
+    assert run.size == sum(MESSAGE_WEIGHT + len(body) for body in run.bodies)
+
+
+@pytest.mark.parametrize(
+    ("to", "message", "size"),
+    [(6, "another coroutine", 0), (5, "after a full one", RUN_BYTES), (5, bytes(100_000), 0), (5, "x" * 40_000, 0)],
+)
+def test_what_does_not_fit_to_them_goes_its_own_way(to: int, message: Any, size: int) -> None:
+    out, around, _ = sending()
+    around.is_open = True
+    out.send(ref(THERE), "first")
+    first = around.links[THERE].outbox.run
+    first.size += size
+    out.send(ref(THERE, to), message)
+    assert len(first.bodies) == 1
+    last = around.posted[-1]
+    assert len(around.posted) == 2
+    assert payload.unpack(last.body if isinstance(last, Message) else [last[2]]) == message
+
+
+def test_a_mailbox_that_is_full_is_looked_at_before_the_short_way() -> None:
+    out, around, _ = sending()
+    around.is_open = True
+    out.hold(around.link, (THERE, 5), True)  # type: ignore[arg-type]
+    out.send(ref(THERE), "waits")
+    assert around.posted == []
+
+
+def test_messages_that_came_together_are_put_together_or_one_by_one() -> None:
+    out, around, _ = sending()
+    runs: list[Any] = []
+    around.coros[5] = here = coro()
+    here.mailbox.put_run = runs.append
+    out.came_together(around.link, 5, [b"a", b"b"])  # type: ignore[arg-type]
+    assert (runs, here.got) == ([[b"a", b"b"]], [])
+    here.held = True
+    out.came_together(around.link, 5, [b"c", b"d"])  # type: ignore[arg-type]
+    assert (len(runs), here.got) == (1, [(b"c",), (b"d",)])
+    out.came_together(around.link, 9, [b"e", b"f"])  # type: ignore[arg-type]
+    assert out.lost_messages == 2
 
 
 def test_while_a_mailbox_elsewhere_is_full_messages_wait_and_then_go_in_order() -> None:

@@ -41,7 +41,7 @@ from discoro.answers import ref_in
 from discoro.blobs import Blob
 from discoro.errors import ConfigError, DiscoroError, ProtocolError, RemoteError, TransferFailed, UnpackError, Unreachable
 from discoro.files import Shipped
-from discoro.messages import Ack, Data, Exit, Greeting, Hold, Message, Notice, Piece, Reply, Request
+from discoro.messages import Ack, Data, Exit, Greeting, Hold, Message, Messages, Notice, Piece, Reply, Request
 from discoro.references import CoroRef
 from discoro.requests import Answer, Incoming
 from discoro.security import Security
@@ -85,6 +85,7 @@ OPERATIONS: list[Any] = [
     Exit(1, "returned", "text", (b"value",)),
     Hold(1, True),
     Notice(1, 2, False),
+    Messages(3, [b"one", b"two"]),
 ]
 WIRES = [messages.to_wire(each) for each in OPERATIONS]
 
