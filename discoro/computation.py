@@ -180,15 +180,20 @@ class Computation:
         mesh, server = current_mesh(), _server(peer)
         there = self._at(server)
         new = Referred(known=there.referred)
-        with _named_places({"message[0]": "args", "message[1]": "kwargs"}):
+        try:
             body = payload.pack((args, kwargs), new)
-        with _named_loss(self.name, server):
             if new:  # arguments of modules that the code does not name
                 await self._extend(mesh, server, there, new)
-            answer = await mesh.request(there.worker, "run", self._arguments(), body)
-        ref = CoroRef.from_plain(answer.value)
+            number = (await mesh.request(there.worker, "run", {"id": self._id}, body)).number
+        except PackError as error:
+            raise _in_words(error, {"message[0]": "args", "message[1]": "kwargs"}) from error.__cause__
+        except (WorkerLost, PeerLost, Unreachable) as error:
+            raise _loss(self.name, server, error) from error
+        ref = there.worker.other(number)
         mesh.expect(ref)
-        self._runs.setdefault(server, Running(mesh.still_runs)).add(ref)
+        if server not in self._runs:
+            self._runs[server] = Running(mesh.still_runs)
+        self._runs[server].add(ref)
         creator = sender()
         if creator is not None:
             creator.created(ref)
@@ -384,10 +389,14 @@ def _named_loss(name: str, server: CoroRef) -> Iterator[None]:
     """Whatever was lost, worker or node: say whose computation went with it, and what to do."""
     try:
         yield
-    except WorkerLost as error:
-        raise WorkerLost(f"{name} is gone with its worker at {server}: {error}. Call setup again") from error
-    except (PeerLost, Unreachable) as error:
-        raise PeerLost(f"{name} at {server}: {error}. Locate a server and call setup again") from error
+    except (WorkerLost, PeerLost, Unreachable) as error:
+        raise _loss(name, server, error) from error
+
+
+def _loss(name: str, server: CoroRef, error: DiscoroError) -> DiscoroError:
+    if isinstance(error, WorkerLost):
+        return WorkerLost(f"{name} is gone with its worker at {server}: {error}. Call setup again")
+    return PeerLost(f"{name} at {server}: {error}. Locate a server and call setup again")
 
 
 # ------------------------------------------------------------------ packing
@@ -399,8 +408,12 @@ def _named_places(places: dict[str, str]) -> Iterator[None]:
     try:
         yield
     except PackError as error:
-        place = next((each for each in places if str(error).startswith(each)), "")
-        raise PackError(places.get(place, "") + str(error).removeprefix(place)) from error.__cause__
+        raise _in_words(error, places) from error.__cause__
+
+
+def _in_words(error: PackError, places: dict[str, str]) -> PackError:
+    place = next((each for each in places if str(error).startswith(each)), "")
+    return PackError(places.get(place, "") + str(error).removeprefix(place))
 
 
 def _packed_code(functions: Sequence[Any], referred: Referred) -> list[Part]:

@@ -345,8 +345,14 @@ def from_user(trace: TracebackType | None) -> TracebackType | None:
     return found or trace
 
 
+_COROUTINE = inspect.CO_GENERATOR | inspect.CO_COROUTINE
+
+
 def check_coroutine(function: Any) -> None:
     """NotACoroutine unless `function` is a generator function or an `async def`, bound or partial ones too."""
+    code = getattr(function, "__code__", None)
+    if type(code) is CodeType and code.co_flags & _COROUTINE and not code.co_flags & inspect.CO_ASYNC_GENERATOR:
+        return
     if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
         return
     what = getattr(function, "__qualname__", repr(function))

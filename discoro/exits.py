@@ -149,9 +149,13 @@ class Exits:
         key = (of.birth, of.id)
         self._waiters.setdefault(key, {})[waiter] = None
         try:
-            async with asyncio.timeout(timeout):
+            if timeout is None:
                 await self.subscribe(of)
                 outcome = await waiter
+            else:
+                async with asyncio.timeout(timeout):
+                    await self.subscribe(of)
+                    outcome = await waiter
         except TimeoutError:
             raise Timeout(f"{of} had not ended after {timeout:g} s") from None
         finally:

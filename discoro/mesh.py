@@ -739,6 +739,8 @@ class Mesh:
         number, future = self._requests.begin(to.birth)
         try:
             self._begin(number, to, verb, arguments, body, lane)
+            if timeout is None:  # as most wait, and what a timeout costs is half of the rest
+                return await future
             async with asyncio.timeout(timeout):
                 return await future
         except TimeoutError as error:

@@ -151,14 +151,20 @@ def unpack_code(parts: Sequence[Part], namespace: Namespace, keep: bool = False)
 
 # ---- in search of the right way ------------------------------------------------------------------
 
-def _is_simple(obj: Any) -> bool:
-    """Whether it is, or is a short tuple, list or dict of, values that plain pickle takes and that are nobody's classes."""
+def _is_simple(obj: Any, deep: int = 1) -> bool:
+    """Whether it is a value that plain pickle takes and that is of nobody's class, or a short tuple, list or dict of such ones.
+
+    `deep`: containers in each other, besides; arguments of a call are a dict in a tuple.
+    """
     kind = type(obj)
     if kind in _LEAVES:
         return True
-    if kind is tuple or kind is list:
-        return len(obj) <= LOOKED_AT and _LEAVES.issuperset(map(type, obj))
-    return kind is dict and len(obj) <= LOOKED_AT and _LEAVES.issuperset(map(type, (*obj, *obj.values())))
+    if kind not in _CONTAINERS or len(obj) > LOOKED_AT:
+        return False
+    items = (*obj, *obj.values()) if kind is dict else obj
+    if _LEAVES.issuperset(map(type, items)):
+        return True
+    return deep > 0 and all(_is_simple(item, deep - 1) for item in items)
 
 
 _LEAVES = frozenset((int, float, bool, type(None), complex, str))

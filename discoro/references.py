@@ -206,6 +206,15 @@ class CoroRef(Handle):
         name, pid, coro, node, birth = found.groups()
         return cls(node, int(pid), int(birth, 16), int(coro), name)
 
+    def other(self, number: int) -> CoroRef:
+        """The reference of the coroutine with that id in the same process. ProtocolError for what can be no id."""
+        if not 0 < number <= MAX_U64:
+            raise ProtocolError(f"{number} is no id of a coroutine")
+        return CoroRef(self.node, self.pid, self.birth, number, self.name, self.addresses)
+
+    def __hash__(self) -> int:
+        return hash((self.birth, self.id))
+
     def to_plain(self) -> list[Any]:
         """The reference as plain values, for the header of a frame."""
         return [self.node, self.pid, self.birth, self.id, self.name, list(self.addresses)]

@@ -57,7 +57,7 @@ class Backend(Protocol):
     async def setup(self, incoming: Incoming) -> None: ...
     async def extend(self, incoming: Incoming) -> None: ...
     async def retire(self, incoming: Incoming) -> None: ...
-    async def run(self, incoming: Incoming) -> None: ...
+    def run(self, incoming: Incoming) -> Awaitable[None] | None: ...
     async def coros(self, incoming: Incoming) -> None: ...
     async def take(self, incoming: Incoming) -> None: ...
     async def ping(self, incoming: Incoming) -> None: ...
@@ -98,7 +98,10 @@ class Serving(Service):
         """Begin to answer it; the backend does."""
         if incoming.verb not in VERBS:
             raise ProtocolError(f"{self._name} takes setup, run, ping and close, no messages, and not {incoming.verb!r}")
-        task = answering(incoming, getattr(self._backend, incoming.verb)(incoming))
+        work = getattr(self._backend, incoming.verb)(incoming)
+        if work is None:  # it is done, as a run at once
+            return
+        task = answering(incoming, work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -218,8 +221,8 @@ class Computations:
             opened.namespace.files |= importable(file.name for file in files)
         incoming.reply(0)
 
-    async def run(self, incoming: Incoming) -> None:
-        """Start a coroutine of the computation; its reference."""
+    def run(self, incoming: Incoming) -> None:
+        """Start a coroutine of the computation; its id."""
         opened = self._find(incoming)
         match payload.unpack(incoming.body, opened.namespace):
             case [tuple(args), dict(kwargs)]:
@@ -230,7 +233,7 @@ class Computations:
         opened.started[coro.ref.id] = None
         if len(opened.started) > KEPT_STARTED:
             opened.started.popitem(last=False)
-        incoming.reply(coro.ref.to_plain())
+        incoming.reply(coro.ref.id)
 
     async def coros(self, incoming: Incoming) -> None:
         """The ids of its coroutines that run, and of those that were run and have ended."""
