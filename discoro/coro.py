@@ -177,6 +177,9 @@ class Coro(Handle):
         """The reference to send to others; sending the Coro itself sends this."""
         return self._ref
 
+    def send(self, message: object) -> None:
+        reach_here().send(self._ref, message)
+
     def __repr__(self) -> str:
         state = "ended" if self.done else "running"
         return f"<Coro {self._ref} {self.name} {state} mailbox={len(self.mailbox)}>"

@@ -101,17 +101,15 @@ class Mailbox:
         return self.wake
 
     def put(self, message: object, question: Question | None = None) -> None:
-        self._put(message, -1, question)
+        self._append((message, -1, question), 1, 0)
 
     def put_packed(self, body: Sequence[Part], question: Question | None = None) -> None:
-        self._put(body, sum(len(part) for part in body), question)
+        size = sum(map(len, body))
+        self._append((body, size, question), 1, size)
 
     def put_run(self, bodies: list[bytes]) -> None:
         """Small messages that came together, in order; each body is one part."""
         self._append(bodies[::-1], len(bodies), sum(map(len, bodies)))
-
-    def _put(self, item: object, size: int, question: Question | None) -> None:
-        self._append((item, size, question), 1, max(size, 0))
 
     def _append(self, item: Item | list[bytes], count: int, size: int) -> None:
         if self._items is _NONE:
@@ -119,8 +117,9 @@ class Mailbox:
         self._items.append(item)
         self.count += count
         self._size += size
-        if self.wake is not None and not self.wake.done():
-            self.wake.set_result(None)
+        wake = self.wake
+        if wake is not None and not wake.done():
+            wake.set_result(None)
 
     def take(self, namespace: payload.Namespace | None) -> Any:
         """The oldest message; UnpackError for one that cannot be opened here, which is then gone."""

@@ -73,7 +73,7 @@ class Sending:
             self._post_message(to, body)
 
     def _send_here(self, to: CoroRef, message: object) -> None:
-        coro = self._around.here(to)
+        coro = self._around.coro(to.id) or self._around.here(to)
         if coro.service is None:
             coro.accept(message)
         else:

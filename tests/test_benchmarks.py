@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -72,3 +74,87 @@ def test_questions_behind_large_messages_are_measured_with_both_windows(
     for line in lines:
         alone, beside, rate = float(line[2]), float(line[4]), float(line[6])
         assert 0 < alone and 0 < beside and 0 < rate
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/run.py, imported and not run."""
+    return imported("run", monkeypatch)
+
+
+def row_of(run: ModuleType, **more: Any) -> Any:
+    row = run.Row("W1", "round trip", "us", [150.0, 120.0, 100.0], [100.0, 100.0, 50.0], "plain loop", 1.3, True)
+    return row._replace(**more)
+
+
+def test_a_figure_is_the_median_of_the_ratios_of_pairs(run: ModuleType) -> None:
+    row = row_of(run)
+    assert row.ratios == [1.5, 1.2, 2.0]
+    assert (row.counts, row.verdict) == (1.5, "NO")
+    assert row_of(run, aim=1.5).verdict == "yes"
+    assert row_of(run, aim=1.6, less_is_better=False).verdict == "NO"
+    assert row_of(run, aim=None).verdict == ""
+    alone = row_of(run, theirs=[], aim=120)
+    assert (alone.ratios, alone.counts, alone.verdict) == ([], 120.0, "yes")
+
+
+def test_the_table_says_what_stands_beside_what_in_columns(run: ModuleType) -> None:
+    rate = row_of(run, workload="W2", what="one way", unit="/s", ours=[1_234_567.0], theirs=[], aim=None)
+    lines = run.table([row_of(run), rate]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["", "", "discoro", "beside it", "ratio", "aim", "met"]
+    beside, ratio = "100 (50.0-100) us, plain loop", "1.50 (1.20-2.00)"
+    assert cells[2] == ["W1", "round trip", "120 (100-150) us", beside, ratio, "<= 1.3", "NO"]
+    assert cells[3] == ["W2", "one way", "1.23M/s", "", "", "", ""]
+
+
+# What makes each workload small enough to be run here: it is shown that it measures what it says, not how fast anything is.
+SMALL: dict[str, dict[str, Any]] = {
+    "local": {"BALLS": 60, "MANY": 20, "OTHERS": 50},
+    "round_trip": {"TRIPS": 5},
+    "one_way": {"COUNT": 300, "PAIRS": 3},
+    "remote": {"COUNT": 20, "PLAIN_COUNT": 50, "AT_ONCE": 5},
+    "many": {"COUNT": 20, "AT_ONCE": 10},
+    "bulk": {"LARGE": 3 << 20, "MANY": 3},
+    "all_cores": {"ITEMS": 100, "PART": 10},
+    "links": {"COUNTS": (1, 3), "IN_ONE": 2, "TRIPS": 2},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_workload_gives_its_figures(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    workload = importlib.import_module(f"workloads.{name}")
+    for limit, value in SMALL[name].items():
+        monkeypatch.setattr(workload, limit, value)
+    rows = list(workload.rows(run.Setting(2, True, tmp_path)))
+    assert capfd.readouterr().err == ""
+    code = next(code for code, (module, _) in run.WORKLOADS.items() if module == name)
+    assert {each.workload for each in rows} == {code}
+    for row in rows:
+        assert len(row.theirs) in (0, len(row.ours)) and row.what and row.unit is not None
+        assert all(value > 0 for value in (*row.ours, *row.theirs)) or row.unit in ("KB", ""), row
+
+
+def test_run_measures_what_it_is_told_prints_a_table_and_writes_all(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def module(name: str) -> Any:
+        def rows(setting: Any) -> Iterator[Any]:
+            asked.append((name, setting.curve))
+            yield row_of(run)
+
+        return SimpleNamespace(rows=rows)
+
+    monkeypatch.setattr(run.importlib, "import_module", module)
+    monkeypatch.setattr(sys, "argv", ["run.py", "W0", "W5", "--rounds", "3", "--json", str(tmp_path / "figures.json")])
+    assert run.main() == 0
+    assert asked == [("workloads.local", False), ("workloads.bulk", False), ("workloads.bulk", True)]
+    printed = capsys.readouterr().out
+    assert printed.count("round trip") == 3 and "With CURVE" in printed and "Open" in printed
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["CURVE"][0]["ratios"] == [1.5, 1.2, 2.0] and "processors" in written["machine"]
