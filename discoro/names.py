@@ -55,6 +55,7 @@ class Names:
         self._settle = settle
         self._discover_timeout = discover_timeout
         self._here: dict[str, list[Coro]] = {}
+        self._of: dict[int, list[str]] = {}  # the names of each coroutine here, by its id: most have none when they end
         self._foreign: dict[int, dict[str, CoroRef]] = {}  # by the birth of the process that registered
         self.node_came: asyncio.Event = asyncio.Event()  # set, and replaced, whenever a node is linked
         self._news: asyncio.Event = asyncio.Event()  # the same, and whenever a name is registered here: locate looks again
@@ -71,6 +72,7 @@ class Names:
             if holders and not shared:
                 raise NameTaken(f"{_shown(name)} is the name of {holders[0]} in this process: unregister it, or choose another")
             holders.append(coro)
+            self._of.setdefault(coro.ref.id, []).append(name)
             self._say_news()
         await self._tell("register", [(name, coro.ref)])
         return 0
@@ -86,11 +88,16 @@ class Names:
 
     def forget(self, coro: Coro, name: str | None = None) -> list[str]:
         """The coroutine loses this name, or every name; gives the names it lost."""
-        gone = [each for each, holders in self._here.items() if coro in holders and name in (None, each)]
+        names = self._of.pop(coro.ref.id, None)
+        if names is None:
+            return []
+        gone = [each for each in names if name in (None, each)]
         for each in gone:
             self._here[each].remove(coro)
             if not self._here[each]:
                 del self._here[each]
+        if len(gone) < len(names):
+            self._of[coro.ref.id] = [each for each in names if each not in gone]
         return gone
 
     async def _tell(self, verb: str, pairs: Iterable[tuple[str, CoroRef]]) -> None:

@@ -212,6 +212,8 @@ class Sending:
     def drained(self, coro: Coro) -> None:
         """A mailbox that was full is half empty again, or gone with its coroutine: what waits for it comes."""
         coro.held = False
+        if not self.holding:  # nothing waits for anything
+            return
         for link in self.holding.told_full(coro.ref.id):
             if not link.ended:
                 self._around.post(link, Hold(coro.ref.id, False))

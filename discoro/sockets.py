@@ -41,6 +41,7 @@ HEARTBEAT_MS = 1000  # half of it drops connections that lose 20 % of their pack
 HEARTBEAT_LIMIT_MS = 3000  # an unplugged cable is noticed 3 to 4 s later
 HANDSHAKE_MS = 3000  # after it a stranger who says nothing loses his place (libzmq's own: 30 s)
 FLUSH_MS = 500  # how long what was sent may still leave after an orderly close
+QUICK = 300e-6  # seconds
 FRAMES_PER_TURN = 64  # then others have their turn: about 0.2 ms
 MAX_SOCKETS = 8192  # three for each connection we dial; libzmq's own limit is 1023
 START_DESCRIPTORS = 8  # a context takes five and a socket one; the rest is for who comes in between
@@ -113,6 +114,9 @@ class Pump:
     The socket's descriptor is edge-triggered: it tells once that there may be news, and any call on the socket
     may take that away. So a turn reads until there is nothing more, or is followed by another, and every send
     is followed by a look.
+
+    Where the last answer came within QUICK of what was sent, the loop is kept awake for as long after the next: to sleep and be
+    woken would take longer than the answer does. One that does not come in time ends that, until another is quick by itself.
     """
 
     def __init__(
@@ -129,6 +133,9 @@ class Pump:
         self._drained = drained
         self._descriptor = int(source.get(zmq.FD))
         self._reading = self._soon = self._stopped = False
+        self._sent_at = -QUICK
+        self._quick = False  # the last answer was
+        self._awaits = self._awake = False  # an answer; and the loop is kept awake for it
         loop.add_reader(self._descriptor, self._turn)
         self.wake()  # for what came before
 
@@ -142,6 +149,20 @@ class Pump:
         """The look that must follow each send; while a turn is under way or announced, that turn looks."""
         if not (self._reading or self._soon) and self._has_more():
             self.wake()
+        self._sent_at = self._loop.time()
+        self._awaits = self._quick
+        if self._awaits and not self._awake:
+            self._awake = True
+            self._loop.call_soon(self._stay_awake)
+
+    def _stay_awake(self) -> None:
+        if self._awaits and not self._stopped and self._loop.time() < self._sent_at + QUICK:
+            os.sched_yield()  # whoever wants this processor has it first, the one who answers among them
+            self._loop.call_soon(self._stay_awake)
+            return
+        if self._awaits:
+            self._quick = False
+        self._awaits = self._awake = False
 
     def stop(self) -> None:
         """Read no more; must come before the socket is closed."""
@@ -158,6 +179,7 @@ class Pump:
         if self._stopped:
             return
         self._reading = more = True
+        self._quick, self._awaits = self._loop.time() < self._sent_at + QUICK, False
         try:
             for _ in range(FRAMES_PER_TURN):
                 more = self._take() and not self._stopped and self._has_more()

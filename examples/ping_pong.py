@@ -26,7 +26,7 @@ def client(coro=None):
     yield other.terminate()
     try:
         yield other.ask(ball, timeout=5)
-    except discoro.NoSuchCoro as error:
+    except (discoro.NoSuchCoro, discoro.NoReply) as error:  # it has ended, or is about to
         print("nobody there:", error)
     yield computation.close(server)
 

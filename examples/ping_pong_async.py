@@ -26,7 +26,7 @@ async def client(coro):
     await other.terminate()
     try:
         await other.ask(ball, timeout=5)
-    except discoro.NoSuchCoro as error:
+    except (discoro.NoSuchCoro, discoro.NoReply) as error:  # it has ended, or is about to
         print("nobody there:", error)
     await computation.close(server)
 
