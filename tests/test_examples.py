@@ -98,7 +98,7 @@ SAYS = {
         r"5000 times handed on, each time by another of 1000 coroutines on 2 slots\n"
         r"\d+ us each\n5000 in the end, by their own count\n"
     ),
-    "ping_pong": r"2000 balls came back, \d+ us each\nnobody there: .*/\d+/\d+\)? (has ended, or never|ended before it replied).*\n",
+    "ping_pong": r"2000 balls came back, \d+ us each\nnobody there: .*/\d+/\d+\)? (has ended|ended before it replied).*\n",
     "chat": "".join(f"{name}: {line}\n" for name in ("ada", "barbara", "grace") for line in ("goodbye", "hello"))
     + "channel closed\n"
     + "".join(f"{name} heard 6 lines\n" for name in ("ada", "grace", "barbara")),
