@@ -12,6 +12,7 @@ import contextvars
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from types import CoroutineType
 from typing import Any, Protocol, cast
 
@@ -42,6 +43,7 @@ READY_RECEIVES = 256  # receives that never wait starve everything else of the l
 class Host(Reach, Protocol):
     """What a coroutine needs of the mesh around it; `mesh.Mesh` is one."""
 
+    thread: int  # that it belongs to
     def enter(self, coro: Coro) -> CoroRef: ...
     def leave(self, coro: Coro, outcome: Outcome) -> None: ...
     def drained(self, coro: Coro) -> None: ...
@@ -178,7 +180,11 @@ class Coro(Handle):
         return self._ref
 
     def send(self, message: object) -> None:
-        reach_here().send(self._ref, message)
+        host = reach_here()
+        if host is self._host and self.service is None and self._task is not None and get_ident() == self._host.thread:
+            self.accept(message)
+        else:
+            host.send(self._ref, message)
 
     def __repr__(self) -> str:
         state = "ended" if self.done else "running"
@@ -212,7 +218,11 @@ class Coro(Handle):
                     until = asyncio.get_running_loop().time() + timeout
                 if asyncio.get_running_loop().time() >= until:
                     return alarm_value
-            wake, alarm = self._waits(until)
+            if mailbox.wake is not None or get_ident() != self._host.thread:
+                self._cannot_wait()
+            self._ready = 0
+            wake = mailbox.waits()
+            alarm = asyncio.get_running_loop().call_at(until, _wake, wake) if until is not None else None
             try:
                 await wake
             finally:
@@ -240,14 +250,10 @@ class Coro(Handle):
         where = f"{here.name} ({here})" if here is not None else "code outside of any coroutine"
         return f"{where} tried to receive the messages of {self.name} ({self}): only that one can; have it send them on"
 
-    def _waits(self, until: float | None) -> tuple[asyncio.Future[None], asyncio.TimerHandle | None]:
-        """What the next message wakes, and the alarm that wakes it at that time; no coroutine, which would keep a frame."""
-        if self.mailbox.wake is not None:
-            raise RuntimeError(f"{self.name} ({self}) already waits in another receive: only one at a time can be woken")
+    def _cannot_wait(self) -> None:
+        """RuntimeError that says why."""
         self._host.check_thread()
-        self._ready = 0
-        wake = self.mailbox.waits()
-        return wake, asyncio.get_running_loop().call_at(until, _wake, wake) if until is not None else None
+        raise RuntimeError(f"{self.name} ({self}) already waits in another receive: only one at a time can be woken")
 
     def reply(self, value: object = None) -> int:
         """Answer the message received last, where it was sent by `ask`; not used with yield.
@@ -474,7 +480,8 @@ class Coro(Handle):
         if packed:
             self.mailbox.put_packed(message, question)  # type: ignore[arg-type]
             return
-        self.check_room()
+        if self.mailbox.full:
+            self.check_room()
         if type(message) is CoroutineType:  # which could not go to another process either
             raise PackError(f"message: {not_awaited(message)}; did you forget yield or await?")
         self.mailbox.put(message, question)

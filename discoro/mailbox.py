@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +16,7 @@ MAILBOX_BYTES = 16 << 20  # packed bytes; an empty mailbox takes one larger mess
 Answer = Callable[[Any, BaseException | None], None]  # a value, or an error in its place
 Item = tuple[object, int, "Question | None"]  # an object or a packed body; the body's size, -1 for an object; who asks
 
-_NO_RUN: list[bytes] = []
-_NONE: deque[Item | list[bytes]] = deque()  # in place of an empty deque, which takes 760 bytes: most coroutines only wait
+_NONE: list[Item | bytes] = []  # in place of empty lists: most coroutines only wait
 
 
 class Question:
@@ -67,14 +65,15 @@ class Question:
 class Mailbox:
     """What was sent to one coroutine and not yet received: packed bodies from other processes, objects from this one.
 
-    `asked`: of the message taken last, if somebody waits for the reply.
+    `asked`: of the message taken last, if somebody waits for the reply. Most messages that come from elsewhere stand in it as
+    their bytes alone, so that many are put in at once.
     """
 
-    __slots__ = ("_items", "_run", "_size", "asked", "count", "wake")
+    __slots__ = ("_came", "_next", "_size", "asked", "count", "wake")
 
     def __init__(self) -> None:
-        self._items = _NONE
-        self._run: list[bytes] = _NO_RUN  # small messages that came together, the next one last: before all items
+        self._came = _NONE
+        self._next = _NONE  # what is taken before that, the oldest last
         self._size = 0
         self.count = 0
         self.asked: Question | None = None
@@ -96,44 +95,48 @@ class Mailbox:
 
         It carries nothing: a message in it would be lost with a cancellation in the same turn.
         """
-        self._items, self._run = _NONE, _NO_RUN
+        self._came = self._next = _NONE
         self.wake = asyncio.get_running_loop().create_future()
         return self.wake
 
     def put(self, message: object, question: Question | None = None) -> None:
-        self._append((message, -1, question), 1, 0)
+        if self._came is _NONE:
+            self._came = []
+        self._came.append((message, -1, question))
+        self.count += 1
+        if self.wake is not None and not self.wake.done():
+            self.wake.set_result(None)
 
     def put_packed(self, body: Sequence[Part], question: Question | None = None) -> None:
         size = sum(map(len, body))
-        self._append((body, size, question), 1, size)
+        is_plain = question is None and len(body) == 1 and type(body[0]) is bytes
+        self._put([body[0] if is_plain else (body, size, question)], size)  # type: ignore[list-item]
 
     def put_run(self, bodies: list[bytes]) -> None:
         """Small messages that came together, in order; each body is one part."""
-        self._append(bodies[::-1], len(bodies), sum(map(len, bodies)))
+        self._put(bodies, sum(map(len, bodies)))
 
-    def _append(self, item: Item | list[bytes], count: int, size: int) -> None:
-        if self._items is _NONE:
-            self._items = deque()
-        self._items.append(item)
-        self.count += count
+    def _put(self, items: Sequence[Item | bytes], size: int) -> None:
+        if self._came is _NONE:
+            self._came = []
+        self._came += items
+        self.count += len(items)
         self._size += size
-        wake = self.wake
-        if wake is not None and not wake.done():
-            wake.set_result(None)
+        if self.wake is not None and not self.wake.done():
+            self.wake.set_result(None)
 
     def take(self, namespace: payload.Namespace | None) -> Any:
-        """The oldest message; UnpackError for one that cannot be opened here, which is then gone."""
+        """The oldest message; UnpackError for one that cannot be opened here, which is then gone. Not from an empty one."""
+        if not self._next:
+            self._next, self._came = self._came, []
+            self._next.reverse()
+        item = self._next.pop()
         self.count -= 1
-        run = self._run
-        if not run:
-            first = self._items.popleft()
-            if type(first) is tuple:
-                return self._opened(first, namespace)
-            run = self._run = first  # type: ignore[assignment]
-        body = run.pop()
-        self._size -= len(body)
+        if type(item) is tuple:
+            return self._opened(item, namespace)
+        self._size -= len(item)
         self.asked = None
-        return payload.unpack_small(body, namespace)
+        return payload.unpack_small(item, namespace)  # type: ignore[arg-type]
 
     def _opened(self, first: Item, namespace: payload.Namespace | None) -> Any:
         item, size, self.asked = first
@@ -156,6 +159,6 @@ class Mailbox:
     def close(self, why: str) -> None:
         """Nothing is taken any more: whoever waits for a reply is told."""
         self.go_on(why)
-        for item in self._items:
+        for item in (*reversed(self._next), *self._came):
             if type(item) is tuple and item[2] is not None:
                 item[2].unanswered(why)

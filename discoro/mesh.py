@@ -155,7 +155,7 @@ class Mesh:
 
     async def _start(self) -> None:
         options = self.options
-        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._loop, self.thread = asyncio.get_running_loop(), threading.get_ident()
         self.debug = debugging(asyncio.get_running_loop(), options.debug)
         if self.debug:
             self._resources.enter_context(watch(self._name_of_task))
@@ -293,7 +293,7 @@ class Mesh:
 
     def check_thread(self) -> None:
         """RuntimeError in another thread, whose loop, if it has one, is not the one that wakes what waits here."""
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self.thread:
             raise RuntimeError(
                 "this is another thread than the mesh's: in a thread only send works; a coroutine does the rest, or "
                 "asyncio.run_coroutine_threadsafe(operation, loop).result(), with the loop of that coroutine"
@@ -301,7 +301,7 @@ class Mesh:
 
     def in_loop(self, function: Callable[..., Any], *args: Any) -> None:
         """Call it in the thread of the mesh: now where this is that one, else soon."""
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self.thread:
             function(*args)
         else:
             self.soon(function, *args)
@@ -658,7 +658,7 @@ class Mesh:
     # -------------------------------------------------------------- messages
 
     def send(self, to: CoroRef, message: object) -> None:
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self.thread:
             self.sending.send(to, message)
         else:
             self._from_thread(self.sending.send, to, message)

@@ -115,7 +115,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "round_trip": {"TRIPS": 5},
     "one_way": {"COUNT": 300, "PAIRS": 3},
     "remote": {"COUNT": 20, "PLAIN_COUNT": 50, "AT_ONCE": 5},
-    "many": {"COUNT": 20, "AT_ONCE": 10},
+    "many": {"COUNT": 20, "WARM": 10, "AT_ONCE": 10},
     "bulk": {"LARGE": 3 << 20, "MANY": 3},
     "all_cores": {"ITEMS": 100, "PART": 10},
     "links": {"COUNTS": (1, 3), "IN_ONE": 2, "TRIPS": 2},

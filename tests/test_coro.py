@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import pickle
+import threading
 import traceback
 import weakref
 from collections.abc import Awaitable, Callable
@@ -41,6 +42,7 @@ class SmallHost:
     """What a Coro needs of a mesh, and no more: ids, and what was told."""
 
     def __init__(self) -> None:
+        self.thread = threading.get_ident()
         self.left: dict[int, Outcome] = {}
         self.drained_count = 0
         self._next = 0

@@ -12,6 +12,7 @@ import discoro
 from workloads import SECONDS, Setting, resident
 
 COUNT = 10_000
+WARM = 1_000  # created before memory is looked at: they pay for what a worker makes once
 AT_ONCE = 1_000
 
 
@@ -22,7 +23,7 @@ async def answers(coro: discoro.Coro) -> None:
     await coro.receive()
 
 
-async def once(computation: discoro.Computation, server: discoro.CoroRef) -> tuple[float, list[discoro.CoroRef]]:
+async def once(computation: discoro.Computation, server: discoro.CoroRef, count: int) -> tuple[float, list[discoro.CoroRef]]:
     """Coroutines created and answered a second, and all of them."""
 
     async def create_and_ask() -> discoro.CoroRef:
@@ -32,9 +33,9 @@ async def once(computation: discoro.Computation, server: discoro.CoroRef) -> tup
 
     start = time.perf_counter()
     made: list[discoro.CoroRef] = []
-    for _ in range(COUNT // AT_ONCE):
+    for _ in range(count // AT_ONCE):
         made += await asyncio.gather(*(create_and_ask() for _ in range(AT_ONCE)))
-    return COUNT / (time.perf_counter() - start), made
+    return count / (time.perf_counter() - start), made
 
 
 async def figures(setting: Setting, coro: discoro.Coro) -> list[Row]:
@@ -42,13 +43,13 @@ async def figures(setting: Setting, coro: discoro.Coro) -> list[Row]:
     computation = discoro.Computation(answers)
     await computation.setup(server)
     rates, sizes = [], []
-    for number in range(1 + setting.rounds):  # a round before the first pays for what is made once
-        pid = (await computation.run(server)).pid
-        before = resident(pid)
-        rate, made = await once(computation, server)
+    for number in range(1 + setting.rounds):
+        _, warm = await once(computation, server, WARM)
+        before = resident(warm[0].pid)
+        rate, made = await once(computation, server, COUNT)
         if number:
             rates.append(rate)
-            sizes.append((resident(pid) - before) / COUNT / 1000)
+            sizes.append((resident(made[0].pid) - before) / COUNT / 1000)
         if number == setting.rounds:
             break
         await computation.close(server, close_timeout=SECONDS)
