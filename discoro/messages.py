@@ -470,6 +470,8 @@ def _decode_operation(header: Any, parts: Iterator[Part]) -> Operation | Piece:
     kind = header[0]
     if kind == _MESSAGE and len(header) == 3 and type(header[2]) is bytes and _u64(header[1]):  # the hot path
         return Message(header[1], (header[2],))
+    if kind == REPLY and len(header) == 5 and header[2] is True and type(header[3]) in _FLAT and _u64(header[1]):
+        return Reply(header[1], True, header[3], _body(header[4], parts))
     if kind == _PIECE:
         stream, last, operation, sizes = _checked(header[1:], (_u64, _bool, _list_or_none, _sizes), "piece")
         return Piece(stream, last, operation, sizes, _take(parts))

@@ -164,7 +164,12 @@ def _is_simple(obj: Any, deep: int = 1) -> bool:
     items = (*obj, *obj.values()) if kind is dict else obj
     if _LEAVES.issuperset(map(type, items)):
         return True
-    return deep > 0 and all(_is_simple(item, deep - 1) for item in items)
+    if not deep:
+        return False
+    for item in items:
+        if not _is_simple(item, deep - 1):
+            return False
+    return True
 
 
 _LEAVES = frozenset((int, float, bool, type(None), complex, str))

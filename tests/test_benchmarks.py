@@ -117,7 +117,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "remote": {"COUNT": 20, "PLAIN_COUNT": 50, "AT_ONCE": 5},
     "many": {"COUNT": 20, "WARM": 10, "AT_ONCE": 10},
     "bulk": {"LARGE": 3 << 20, "MANY": 3},
-    "all_cores": {"ITEMS": 100, "PART": 10},
+    "all_cores": {"ITEMS": 200, "PART": 10},
     "links": {"COUNTS": (1, 3), "IN_ONE": 2, "TRIPS": 2},
 }
 

@@ -20,7 +20,7 @@ from workloads import CORES, SECONDS, Setting
 
 ITEMS = 2_000
 PART = 20  # items that are handed out at a time
-AHEAD = 2  # parts that each has
+AHEAD = 4  # parts that each has
 MILLISECOND = 1e-3
 
 
