@@ -19,13 +19,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "discoro"
 
 # Imports go from right to left only. A package counts as one room (cli).
 ORDER = (
-    "errors memory progress folding verdicts packing messages pacing outbox link blobs copies files store directory trees "
-    "inside imports modules building arrays raised shipping culprit payload depends sweeping process vitals allowance busy "
-    "responding throttle watchdog keyfile security connections zmtp sockets arrivals listening dialling transport "
+    "errors memory progress folding drawing verdicts packing messages pacing outbox link blobs copies files store directory "
+    "trees inside imports modules building arrays raised shipping culprit payload depends sweeping process vitals allowance "
+    "busy responding throttle watchdog keyfile security connections zmtp sockets arrivals listening dialling transport "
     "interfaces adverts discovery peers references requests outcomes mailbox driving coro script exits holding names "
     "finding introducing presence status local options answers transfers exchange sending moving rekeying mesh services "
     "broadcasting spreading hubs channels queues rci computation takeover server workers keeping node program background "
-    "blocking pool cli __main__"
+    "blocking measuring pool cli __main__"
 ).split()
 THINKING = set("errors verdicts packing messages pacing outbox link blobs copies zmtp busy status".split())
 
