@@ -12,7 +12,7 @@ import contextlib
 import inspect
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -367,6 +367,15 @@ class BlockingComputation:
     def run(self, peer: Handle | BlockingCoro, /, *args: Any, **kwargs: Any) -> BlockingCoro:
         """Create a coroutine of it at a server, with these arguments. See `Computation.run`."""
         return BlockingCoro(self._mesh, self._background.call(lambda: self._computation.run(_bare(peer), *args, **kwargs)))
+
+    def gather(
+        self, peer: Handle | BlockingCoro, arguments: Iterable[tuple[Any, ...]], *, return_exceptions: bool = False
+    ) -> list[Any]:
+        """Run a coroutine of it for each tuple of arguments; their results. See `Computation.gather`."""
+        bare = [tuple(map(_bare, each)) if isinstance(each, tuple) else each for each in arguments]
+        gather = self._computation.gather
+        found: list[Any] = self._background.call(lambda: gather(_bare(peer), bare, return_exceptions=return_exceptions))
+        return found
 
     @property
     def servers(self) -> list[BlockingCoro]:

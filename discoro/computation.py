@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,13 +31,16 @@ from discoro.errors import (
     PeerLost,
     ProtocolError,
     Timeout,
+    TooLarge,
     Unreachable,
     WorkerLost,
 )
 from discoro.files import Shipped, Source, in_thread, measure, packed_files
+from discoro.gathering import portions, unpacked
 from discoro.mesh import Mesh, current_mesh
-from discoro.messages import MAX_NAME, MIB, Part
+from discoro.messages import MAX_NAME, MIB, Part, body_size
 from discoro.modules import Referred, requirement_of
+from discoro.outcomes import Outcome
 from discoro.packing import unpack_rows
 from discoro.progress import Count, watching
 from discoro.references import CoroRef, Handle, Running
@@ -198,6 +202,51 @@ class Computation:
         if creator is not None:
             creator.created(ref)
         return ref
+
+    async def gather(
+        self, peer: Handle, arguments: Iterable[tuple[Any, ...]], *, return_exceptions: bool = False
+    ) -> list[Any]:
+        """Run a coroutine of the computation at `peer` for each tuple of arguments, all at once; their results, in order.
+
+        Several share a request and an answer, so that small ones cost a fraction of `run` and `result`. When all have ended,
+        the first exception in order is raised, or, with `return_exceptions`, stands in the place of its result, as with
+        `asyncio.gather`. Given up, by a timeout say, it terminates those that run. Raises NotSetUp, WorkerLost, PeerLost,
+        PackError, and TypeError for what is no tuple.
+        """
+        mesh, server = current_mesh(), _server(peer)
+        there = self._at(server)
+        work = [asyncio.ensure_future(self._gather(mesh, server, there, portion)) for portion in portions(arguments)]
+        try:
+            outcomes = [outcome for portion in work for outcome in await portion]
+        finally:
+            for portion in work:
+                portion.cancel()  # of those that are done it does nothing
+        if not return_exceptions:
+            return [outcome.get() for outcome in outcomes]
+        return [_value_or_error(outcome) for outcome in outcomes]
+
+    async def _gather(self, mesh: Mesh, server: CoroRef, there: _There, portion: list[tuple[Any, ...]]) -> list[Outcome]:
+        new, receiver = Referred(known=there.referred), sender()
+        with _named_places({"message": "arguments"}):
+            body = payload.pack(portion, new)
+        try:
+            body_size(body)
+        except TooLarge:
+            if len(portion) == 1:
+                raise
+            first, second = portion[: len(portion) // 2], portion[len(portion) // 2 :]
+            return [*await self._gather(mesh, server, there, first), *await self._gather(mesh, server, there, second)]
+        arguments = self._arguments(number=next(_numbers))
+        with _named_loss(self.name, server):
+            if new:
+                await self._extend(mesh, server, there, new)
+            try:
+                answer = await mesh.request(there.worker, "gather", arguments, body)
+            except asyncio.CancelledError:
+                mesh.ask_later(there.worker, "withdraw", arguments)
+                raise
+        namespace = receiver.namespace if receiver is not None else None
+        return unpacked(answer.value, answer.body, len(portion), namespace, f"gathered at {there.worker}")
 
     async def coroutines(self, peer: Handle, timeout: float | None = None) -> Coroutines:
         """Its coroutines at `peer`, whoever created them: `running`, and `ended`, two lists of references, oldest first.
@@ -368,6 +417,16 @@ async def _busy_there(mesh: Mesh, server: CoroRef, timeout: float | None) -> str
     except DiscoroError:
         return ""
     return "".join(f"; {each}" for each in workers if each.client == mine and each.busy)
+
+
+_numbers = itertools.count(1)  # of what is gathered, so that it can be given up
+
+
+def _value_or_error(outcome: Outcome) -> Any:
+    try:
+        return outcome.get()
+    except Exception as error:
+        return error
 
 
 def _server(peer: Handle) -> CoroRef:

@@ -44,7 +44,8 @@ class Host(Reach, Protocol):
     """What a coroutine needs of the mesh around it; `mesh.Mesh` is one."""
 
     thread: int  # that it belongs to
-    def enter(self, coro: Coro) -> CoroRef: ...
+    def enter(self, coro: Coro) -> int: ...
+    def ref_of(self, coro_id: int) -> CoroRef: ...
     def leave(self, coro: Coro, outcome: Outcome) -> None: ...
     def drained(self, coro: Coro) -> None: ...
     def still_runs(self, ref: CoroRef) -> bool: ...
@@ -106,7 +107,7 @@ class Coro(Handle):
     __slots__ = (
         *("__weakref__", "_children", "_ending", "_host", "_joins", "_outcome", "_pauses", "_ready", "_ref", "_steered"),
         "exited",
-        *("_task", "daemon", "held", "load", "mailbox", "name", "namespace", "observed", "parent", "service"),
+        *("_task", "daemon", "held", "id", "load", "mailbox", "name", "namespace", "observed", "parent", "service"),
     )
 
     def __init__(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
@@ -159,16 +160,19 @@ class Coro(Handle):
         self._ending: tuple[str, str] | None = None  # the reason, and why in words
         self._outcome: Outcome | None = None
         self.exited: BaseException | None = None  # what it ended itself with: SystemExit, KeyboardInterrupt
-        self._ref = host.enter(self)
+        self.id = host.enter(self)
+        self._ref: CoroRef | None = None  # once it is asked for: many end before
         if creator is not None:
-            self.parent = creator.ref.id
-            creator.created(self._ref)
+            self.parent = creator.id
+            creator.created(self.ref)
         self._steered = Steered(self.name, function, args, self._with_coro(function, kwargs))
         context = contextvars.copy_context()
-        context.run(current_host.set, host)
+        if current_host.get(None) is not host:
+            context.run(current_host.set, host)
         context.run(_current_coro.set, self)
-        # None once it ended: the task has the context, that has this coroutine, and nothing frees a ring of them at once
-        self._task: asyncio.Task[Any] | None = loop.create_task(self._steered, name=self.name, context=context)
+        # None once it ended: the task has the context, that has this coroutine, and nothing frees a ring of them at once.
+        # Not by the loop, whose factory may start it at once: nothing is started in the middle of what a frame brings.
+        self._task: asyncio.Task[Any] | None = asyncio.Task(self._steered, loop=loop, name=self.name, context=context)
         self._task.add_done_callback(_ended, context=context)
 
     def _with_coro(self, function: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -177,6 +181,8 @@ class Coro(Handle):
     @property
     def ref(self) -> CoroRef:
         """The reference to send to others; sending the Coro itself sends this."""
+        if self._ref is None:
+            self._ref = self._host.ref_of(self.id)
         return self._ref
 
     def send(self, message: object) -> None:
@@ -184,17 +190,17 @@ class Coro(Handle):
         if host is self._host and self.service is None and self._task is not None and get_ident() == self._host.thread:
             self.accept(message)
         else:
-            host.send(self._ref, message)
+            host.send(self.ref, message)
 
     def __repr__(self) -> str:
         state = "ended" if self.done else "running"
-        return f"<Coro {self._ref} {self.name} {state} mailbox={len(self.mailbox)}>"
+        return f"<Coro {self.ref} {self.name} {state} mailbox={len(self.mailbox)}>"
 
     def __str__(self) -> str:
-        return str(self._ref)
+        return str(self.ref)
 
     def __reduce__(self) -> Any:
-        return self._ref.__reduce__()
+        return self.ref.__reduce__()
 
     # -------------------------------------------------------------- receiving, for the coroutine itself
 
@@ -446,10 +452,14 @@ class Coro(Handle):
 
     async def result_here(self) -> Any:
         """Wait until it ends; its value as the very object, or what it raised."""
+        return (await self.outcome_here()).get()
+
+    async def outcome_here(self) -> Outcome:
+        """Wait until it ends; how it did."""
         self.observed = True
         await self.stopped()
         assert self._outcome is not None
-        return self._outcome.get()
+        return self._outcome
 
     async def stopped(self) -> None:
         """Wait until it ended, however it did, and whoever is to be told was told."""
@@ -494,7 +504,8 @@ class Coro(Handle):
     def _end(self, task: asyncio.Task[Any]) -> None:
         self._outcome = outcome = self._judge(task)
         self._steered.ends()
-        self.mailbox.close(f"ended before it replied ({outcome.text or outcome.reason})")
+        if self.mailbox.count or self.mailbox.asked is not None:
+            self.mailbox.close(f"ended before it replied ({outcome.text or outcome.reason})")
         self._host.leave(self, outcome)
         self._task = None
         if isinstance(outcome.error, MemoryError):
@@ -513,9 +524,10 @@ class Coro(Handle):
             text = f"{self.name} ({self}) was ended: {why or reason}{raised}"
             return Outcome(reason, error=CoroEnded(text), text=text)
         if error is None:
-            returned = not_awaited(task.result())
+            value = task.result()
+            returned = not_awaited(value) if value is not None else ""
             if not returned:
-                return Outcome(NORMAL, task.result())
+                return Outcome(NORMAL, value)
             error = TypeError(f"{self.name} ({self}) returned {returned}: write `return (yield ...)`, or `return await ...`")
         if isinstance(error, MemoryError):
             allowance.lift(error)

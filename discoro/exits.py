@@ -98,21 +98,21 @@ class Exits:
 
     def ended(self, coro: Coro, outcome: Outcome) -> None:
         """A coroutine of this process ended."""
-        for key in self._observed.pop(coro.ref.id, ()):
-            _discard(self._monitors, key, coro.ref.id)
+        for key in self._observed.pop(coro.id, ()):
+            _discard(self._monitors, key, coro.id)
             for how in (LINKED, PARENT):
-                _discard(self._followers, key, (coro.ref.id, how))
-        for channel in self._subscriptions.pop(coro.ref.id, ()):
+                _discard(self._followers, key, (coro.id, how))
+        for channel in self._subscriptions.pop(coro.id, ()):
             if self._around.linked(channel.birth):
                 self._around.ask_later(channel, "unsubscribe", {"subscriber": coro.ref.to_plain()})
-        key = (self._birth, coro.ref.id)
-        watchers = self._watchers.pop(coro.ref.id, ())
+        key = (self._birth, coro.id)
+        watchers = self._watchers.pop(coro.id, ())
         self.settle(key, outcome, keep=not watchers)  # who waits here gets the very object, which need not travel
         if watchers:
             body, reason, text = outcome.packed()
             self._keep(key, Outcome(reason, text=text, body=body))
             for link in watchers:
-                self._around.post_exit(link, Exit(coro.ref.id, reason, text, body))
+                self._around.post_exit(link, Exit(coro.id, reason, text, body))
 
     def on_watch(self, incoming: Incoming, link: Link | None) -> None:
         """Somebody asks to be told of the end of a coroutine of ours, or how it ended."""
@@ -166,40 +166,40 @@ class Exits:
     async def monitor(self, observer: Coro, observed: CoroRef) -> int:
         """See Coro.monitor."""
         key = (observed.birth, observed.id)
-        if observer.done or observer.ref.id in self._monitors.get(key, ()):
+        if observer.done or observer.id in self._monitors.get(key, ()):
             return 0  # one notice, however often it was asked for; none where a task outlives its coroutine
-        self._monitors.setdefault(key, {})[observer.ref.id] = observer, observed
-        self._observed.setdefault(observer.ref.id, set()).add(key)
+        self._monitors.setdefault(key, {})[observer.id] = observer, observed
+        self._observed.setdefault(observer.id, set()).add(key)
         try:
             await self.subscribe(observed)
         except BaseException:  # given up, or nobody could be asked: who gets the error gets no notice besides
-            _discard(self._monitors, key, observer.ref.id)
+            _discard(self._monitors, key, observer.id)
             self._observes_no_more(observer, key)
             raise
         return 0
 
     def _observes_no_more(self, coro: Coro, key: Key) -> None:
         """One reason fewer to forget that with the coroutine: what lives long may monitor and link for ever."""
-        number, follows = coro.ref.id, self._followers.get(key, ())
+        number, follows = coro.id, self._followers.get(key, ())
         if not (number in self._monitors.get(key, ()) or (number, LINKED) in follows or (number, PARENT) in follows):
-            self._observed.get(coro.ref.id, set()).discard(key)
+            self._observed.get(coro.id, set()).discard(key)
 
     async def subscribed(self, coro: Coro, channel: CoroRef) -> None:
         """A coroutine of ours subscribes to that channel: whichever of both ends first, the other is told."""
         if coro.done:  # since it was asked
             raise NoSuchCoro(f"{coro} has ended")
-        self.note_subscription(coro.ref.id, channel)
+        self.note_subscription(coro.id, channel)
         try:
             await self.monitor(coro, channel)
         except BaseException:  # given up, or nobody could be asked: then it does not subscribe
-            self.note_subscription(coro.ref.id, channel, False)
+            self.note_subscription(coro.id, channel, False)
             raise
 
     def unsubscribed(self, coro: Coro, channel: CoroRef) -> None:
         """Undo `subscribed`: no notice comes of that channel any more."""
-        self.note_subscription(coro.ref.id, channel, False)
+        self.note_subscription(coro.id, channel, False)
         key = (channel.birth, channel.id)
-        _discard(self._monitors, key, coro.ref.id)
+        _discard(self._monitors, key, coro.id)
         self._observes_no_more(coro, key)
 
     def note_subscription(self, coro_id: int, channel: CoroRef, holds: bool = True) -> None:
@@ -227,20 +227,20 @@ class Exits:
 
     def check_leaders(self, follower: Coro) -> None:
         """Overloaded where others may not have it follow one more."""
-        if len(self._observed.get(follower.ref.id, ())) >= MAX_LEADERS:
+        if len(self._observed.get(follower.id, ())) >= MAX_LEADERS:
             raise Overloaded(f"{follower} follows or monitors {MAX_LEADERS} coroutines, and others may not add to them")
 
     def follows(self, follower: Coro, leader: CoroRef, how: str = LINKED) -> bool:
         """Whether `follower` ends with `leader`."""
-        return (follower.ref.id, how) in self._followers.get((leader.birth, leader.id), ())
+        return (follower.id, how) in self._followers.get((leader.birth, leader.id), ())
 
     def follow_here(self, follower: Coro, leader: CoroRef, how: str) -> None:
         """The same where the end of `leader` is told anyway: it is a running coroutine of this process."""
         if follower.done:
             return
         key = (leader.birth, leader.id)
-        self._followers.setdefault(key, {})[follower.ref.id, how] = follower, leader
-        self._observed.setdefault(follower.ref.id, set()).add(key)
+        self._followers.setdefault(key, {})[follower.id, how] = follower, leader
+        self._observed.setdefault(follower.id, set()).add(key)
 
     def unfollow(self, follower: Coro, leader: CoroRef) -> None:
         """Undo `follow` for a link; a child stays one."""
@@ -248,7 +248,7 @@ class Exits:
 
     def _follows_no_more(self, follower: Coro, leader: CoroRef, how: str) -> None:
         key = (leader.birth, leader.id)
-        _discard(self._followers, key, (follower.ref.id, how))
+        _discard(self._followers, key, (follower.id, how))
         self._observes_no_more(follower, key)
 
     def nobody(self, key: Key, where: str) -> None:
@@ -280,14 +280,14 @@ class Exits:
             if not waiter.done():
                 waiter.set_result(outcome)
         for observer, observed in self._monitors.pop(key, {}).values():
-            self._observed.get(observer.ref.id, set()).discard(key)
-            self.note_subscription(observer.ref.id, observed, False)
-            if (key, observer.ref.id) in self._deferred:
-                self._deferred[key, observer.ref.id] = observer, observed, outcome
+            self._observed.get(observer.id, set()).discard(key)
+            self.note_subscription(observer.id, observed, False)
+            if (key, observer.id) in self._deferred:
+                self._deferred[key, observer.id] = observer, observed, outcome
             elif not observer.done:
                 observer.notify(observed, outcome)
         for (_, how), (follower, leader) in self._followers.pop(key, {}).items():
-            self._observed.get(follower.ref.id, set()).discard(key)
+            self._observed.get(follower.id, set()).discard(key)
             if how == PARENT or outcome.reason != NORMAL:
                 what = "its parent" if how == PARENT else "linked with it,"
                 follower.stop(how, f"{what} {leader} ended ({outcome.text or outcome.reason})")

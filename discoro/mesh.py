@@ -845,10 +845,10 @@ class Mesh:
 
     # -------------------------------------------------------------- coroutines of this process
 
-    def enter(self, coro: Coro) -> CoroRef:
+    def enter(self, coro: Coro) -> int:
         number = next(self._ids)
         self._coros[number] = coro
-        return self.ref_of(number)
+        return number
 
     def ref_of(self, coro_id: int) -> CoroRef:
         """The reference of the coroutine of this process with that id."""
@@ -868,7 +868,7 @@ class Mesh:
         return coro_id in self._coros
 
     def leave(self, coro: Coro, outcome: Outcome) -> None:
-        number = coro.ref.id
+        number = coro.id
         del self._coros[number]
         self._presence.unwatch(coro)
         parent = self._coros.get(coro.parent)
@@ -903,7 +903,7 @@ class Mesh:
         """That process is told when the coroutine ends, without asking: it had it created."""
         link = self._peers.get(peer.birth)
         if link is not None:
-            self._exits.watched_by(coro.ref.id, link)
+            self._exits.watched_by(coro.id, link)
 
     def expect(self, ref: CoroRef) -> None:
         self._exits.expect(ref)

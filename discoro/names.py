@@ -72,7 +72,7 @@ class Names:
             if holders and not shared:
                 raise NameTaken(f"{_shown(name)} is the name of {holders[0]} in this process: unregister it, or choose another")
             holders.append(coro)
-            self._of.setdefault(coro.ref.id, []).append(name)
+            self._of.setdefault(coro.id, []).append(name)
             self._say_news()
         await self._tell("register", [(name, coro.ref)])
         return 0
@@ -88,7 +88,7 @@ class Names:
 
     def forget(self, coro: Coro, name: str | None = None) -> list[str]:
         """The coroutine loses this name, or every name; gives the names it lost."""
-        names = self._of.pop(coro.ref.id, None)
+        names = self._of.pop(coro.id, None)
         if names is None:
             return []
         gone = [each for each in names if name in (None, each)]
@@ -97,7 +97,7 @@ class Names:
             if not self._here[each]:
                 del self._here[each]
         if len(gone) < len(names):
-            self._of[coro.ref.id] = [each for each in names if each not in gone]
+            self._of[coro.id] = [each for each in names if each not in gone]
         return gone
 
     async def _tell(self, verb: str, pairs: Iterable[tuple[str, CoroRef]]) -> None:

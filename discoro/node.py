@@ -177,6 +177,14 @@ class Slot:
         """Runs go straight to the worker, which then tells the one who asked how they end; through a node it could not."""
         raise ProtocolError(f"run is the worker's to answer: ask {self._find(incoming)[0].server}, which setup named")
 
+    async def gather(self, incoming: Incoming) -> None:
+        """The worker's to answer, as `run` is."""
+        raise ProtocolError(f"gather is the worker's to answer: ask {self._find(incoming)[0].server}, which setup named")
+
+    async def withdraw(self, incoming: Incoming) -> None:
+        """The same."""
+        raise ProtocolError(f"withdraw is the worker's to answer: ask {self._find(incoming)[0].server}, which setup named")
+
     async def coros(self, incoming: Incoming) -> None:
         """The worker's to answer too, which alone knows them."""
         raise ProtocolError(f"coros is the worker's to answer: ask {self._find(incoming)[0].server}, which take named")

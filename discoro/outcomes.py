@@ -34,7 +34,7 @@ class ExitNotice:
     error: BaseException | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """How a coroutine ended: an object of this process, or the packed body that came from another."""
 
@@ -46,7 +46,7 @@ class Outcome:
     trace: TracebackType | None = field(init=False, repr=False, compare=False)  # of the error, as it was raised first
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "trace", self.error.__traceback__ if self.error is not None else None)
+        self.trace = self.error.__traceback__ if self.error is not None else None
 
     @property
     def size(self) -> int:

@@ -196,7 +196,7 @@ class Presence:
 
     def unwatch(self, coro: Coro) -> None:
         """That coroutine is told no more: it ended."""
-        self._watchers.pop(coro.ref.id, None)
+        self._watchers.pop(coro.id, None)
 
     def _of_this_process(self, who: Handle) -> Coro | None:
         if not isinstance(who, Handle):

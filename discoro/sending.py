@@ -198,7 +198,7 @@ class Sending:
 
         Overloaded where that link was told long ago, and goes on all the same.
         """
-        if coro.held and link is not None and self.holding.overruns(coro.ref.id, link, sum(map(len, body))):
+        if coro.held and link is not None and self.holding.overruns(coro.id, link, sum(map(len, body))):
             raise Overloaded(f"the mailbox of {coro} is full, which was told, and messages for it still come")
         coro.accept(body, packed=True, question=question)
         self._tell_full(coro, link)
@@ -206,18 +206,18 @@ class Sending:
     def _tell_full(self, coro: Coro, link: Link | None) -> None:
         if coro.mailbox.full:
             coro.held = True
-            if link is not None and self.holding.tell_full(coro.ref.id, link):
-                self._around.post(link, Hold(coro.ref.id, True))
+            if link is not None and self.holding.tell_full(coro.id, link):
+                self._around.post(link, Hold(coro.id, True))
 
     def drained(self, coro: Coro) -> None:
         """A mailbox that was full is half empty again, or gone with its coroutine: what waits for it comes."""
         coro.held = False
         if not self.holding:  # nothing waits for anything
             return
-        for link in self.holding.told_full(coro.ref.id):
+        for link in self.holding.told_full(coro.id):
             if not link.ended:
-                self._around.post(link, Hold(coro.ref.id, False))
-        self.holding.opened((self._around.me.birth, coro.ref.id))
+                self._around.post(link, Hold(coro.id, False))
+        self.holding.opened((self._around.me.birth, coro.id))
 
     def hold(self, link: Link, key: tuple[int, int], held: bool) -> None:
         """A mailbox elsewhere is full: what we send it waits here. Or it has room again: what waited goes first."""
@@ -244,4 +244,4 @@ def checked(answer: Answer) -> Answer:
 def lane_here() -> int:
     """What one coroutine sends keeps its order, its exit notice last; what no coroutine sends shares a lane."""
     coro = sender()
-    return coro.ref.id if coro is not None else 0
+    return coro.id if coro is not None else 0

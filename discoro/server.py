@@ -1,6 +1,6 @@
 """discoro_server: the coroutine that takes computations, and the worker's side of it.
 
-`discoro_server` answers requests (`Serving`): lacks, setup, extend, run, coros, take, ping, close. What they do is a
+`discoro_server` answers requests (`Serving`): lacks, setup, extend, run, gather, coros, take, ping, close. What they do is a
 `Backend`'s: in a worker, or in any process of a user's own, `Computations` opens them in this process; in a node, each slot has
 a backend of its own (node.py) that hands them to workers. Only `Computations` unpacks code.
 """
@@ -35,9 +35,10 @@ from discoro.errors import (
     Stuck,
 )
 from discoro.files import Shipped, compiled, measure, place, remove_files, units, unpacked_files
+from discoro.gathering import calls, packed
 from discoro.mesh import Mesh, current_mesh
 from discoro.messages import MAX_NAME, Greeting, Part
-from discoro.outcomes import CLOSED
+from discoro.outcomes import CLOSED, TERMINATED
 from discoro.packing import pack
 from discoro.requests import Incoming, Service, answering
 from discoro.script import calling
@@ -45,7 +46,7 @@ from discoro.transfers import process_of
 
 log = logging.getLogger("discoro.server")
 
-VERBS = frozenset({"lacks", "setup", "extend", "retire", "run", "coros", "take", "ping", "close"})
+VERBS = frozenset({"lacks", "setup", "extend", "retire", "run", "gather", "withdraw", "coros", "take", "ping", "close"})
 KEPT_STARTED = 10_000  # coroutines of one computation, so that who takes it over can ask for the results: a megabyte
 MAX_CLOSE_TIMEOUT = 86_400.0  # seconds; a day is beyond any coroutine that still means to end
 
@@ -58,6 +59,8 @@ class Backend(Protocol):
     async def extend(self, incoming: Incoming) -> None: ...
     async def retire(self, incoming: Incoming) -> None: ...
     def run(self, incoming: Incoming) -> Awaitable[None] | None: ...
+    async def gather(self, incoming: Incoming) -> None: ...
+    async def withdraw(self, incoming: Incoming) -> None: ...
     async def coros(self, incoming: Incoming) -> None: ...
     async def take(self, incoming: Incoming) -> None: ...
     async def ping(self, incoming: Incoming) -> None: ...
@@ -164,6 +167,7 @@ class Computations:
         self._node = node
         self._directory = directory
         self._opened: dict[str, Opened] = {}
+        self._gathering: dict[tuple[int, int], list[Coro]] = {}  # by the birth that asked, and its number
         self._fetching: dict[asyncio.Task[Any], tuple[str, int]] = {}  # for which computation, and the birth that asked
         mesh.on_peer_lost.append(self._client_lost)
 
@@ -226,19 +230,42 @@ class Computations:
         opened = self._find(incoming)
         match payload.unpack(incoming.body, opened.namespace):
             case [tuple(args), dict(kwargs)]:
-                coro = Coro.start(self._mesh, opened.function, args, kwargs, namespace=opened.namespace)
+                coro = self._started(opened, args, kwargs)
             case _:
                 raise ProtocolError("run without a tuple and a dict of arguments")
         self._mesh.watch_for(coro, incoming.peer)
-        opened.started[coro.ref.id] = None
+        incoming.reply(coro.id)
+
+    def _started(self, opened: Opened, args: Sequence[Any], kwargs: dict[str, Any]) -> Coro:
+        coro = Coro.start(self._mesh, opened.function, args, kwargs, namespace=opened.namespace)
+        opened.started[coro.id] = None
         if len(opened.started) > KEPT_STARTED:
             opened.started.popitem(last=False)
-        incoming.reply(coro.ref.id)
+        return coro
+
+    async def gather(self, incoming: Incoming) -> None:
+        """Start a coroutine for each of several arguments; how they ended, when all have."""
+        opened, key = self._find(incoming), _gathered(incoming)
+        coros = [self._started(opened, args, {}) for args in calls(incoming.body, opened.namespace)]
+        for coro in coros:
+            coro.observed = True  # how it ends is told, and nothing for the log
+        self._gathering[key] = coros
+        try:
+            outcomes = [await coro.outcome_here() for coro in coros]
+        finally:
+            del self._gathering[key]
+        incoming.reply(*packed(outcomes))
+
+    async def withdraw(self, incoming: Incoming) -> None:
+        """Whoever had these coroutines gathered waits for them no longer: they are ended."""
+        for coro in self._gathering.get(_gathered(incoming), ()):
+            coro.stop(TERMINATED)
+        incoming.reply(0)
 
     async def coros(self, incoming: Incoming) -> None:
         """The ids of its coroutines that run, and of those that were run and have ended."""
         opened = self._find(incoming)
-        running = [coro.ref.id for coro in self._coros(opened)]
+        running = [coro.id for coro in self._coros(opened)]
         ended = opened.started.keys() - running
         incoming.reply(0, [pack([*([number, True] for number in running), *([number, False] for number in sorted(ended))])])
 
@@ -470,6 +497,14 @@ def bodies(incoming: Incoming) -> tuple[list[Shipped], Sequence[Part], Sequence[
         raise ProtocolError("a body that is not divided as it says")
     files = unpacked_files(incoming.body[0]) if listed else []
     return files, incoming.body[listed : listed + count], incoming.body[listed + count :]
+
+
+def _gathered(incoming: Incoming) -> tuple[int, int]:
+    """What stands for the coroutines of one `gather`; ProtocolError where it has no number."""
+    number = incoming.arguments.get("number")
+    if type(number) is not int:
+        raise ProtocolError(f"{incoming.verb} without a number")
+    return incoming.peer.birth, number
 
 
 def text_of(arguments: dict[str, Any], key: str) -> str:

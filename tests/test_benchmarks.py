@@ -114,7 +114,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "local": {"BALLS": 60, "MANY": 20, "OTHERS": 50},
     "round_trip": {"TRIPS": 5},
     "one_way": {"COUNT": 300, "PAIRS": 3},
-    "remote": {"COUNT": 20, "PLAIN_COUNT": 50, "AT_ONCE": 5},
+    "remote": {"GATHERED": 30, "COUNT": 20, "PLAIN_COUNT": 50, "AT_ONCE": 5},
     "many": {"COUNT": 20, "WARM": 10, "AT_ONCE": 10},
     "bulk": {"LARGE": 3 << 20, "MANY": 3},
     "all_cores": {"ITEMS": 200, "PART": 10},

@@ -47,9 +47,12 @@ class SmallHost:
         self.drained_count = 0
         self._next = 0
 
-    def enter(self, coro: Coro) -> CoroRef:
+    def enter(self, coro: Coro) -> int:
         self._next += 1
-        return CoroRef("00000000000000aa", 7, 0xAA, self._next, "ada")
+        return self._next
+
+    def ref_of(self, coro_id: int) -> CoroRef:
+        return CoroRef("00000000000000aa", 7, 0xAA, coro_id, "ada")
 
     def leave(self, coro: Coro, outcome: Outcome) -> None:
         self.left[coro.ref.id] = outcome

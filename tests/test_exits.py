@@ -55,9 +55,9 @@ class Around:
 
 
 class Observer:
-    def __init__(self, done: bool = False) -> None:
+    def __init__(self, done: bool = False, number: int = 50) -> None:
         self.done = done
-        self.ref = ref(HERE, 50)
+        self.ref, self.id = ref(HERE, number), number
         self.notices: list[Any] = []
 
     def notify(self, observed: CoroRef, outcome: Outcome) -> None:
@@ -86,7 +86,7 @@ def link(birth: int = THERE) -> Any:
 
 
 def coro(number: int) -> Any:
-    return SimpleNamespace(ref=ref(HERE, number))
+    return SimpleNamespace(ref=ref(HERE, number), id=number)
 
 
 def test_everybody_who_waits_is_told_once() -> None:
@@ -172,8 +172,7 @@ def test_waiting_in_vain_leaves_nothing() -> None:
 
 def test_monitors_are_forgotten_with_their_observer() -> None:
     async def test(exits: Exits, around: Around) -> None:
-        lives, ends = Observer(), Observer()
-        ends.ref = ref(HERE, 51)
+        lives, ends = Observer(), Observer(number=51)
         for observer in (lives, ends, ends):
             for number in (7, 8):
                 await exits.monitor(observer, ref(THERE, number))  # type: ignore[arg-type]
@@ -193,8 +192,7 @@ class Compared(Observer):
     __hash__ = object.__hash__
 
     def __init__(self, number: int) -> None:
-        super().__init__()
-        self.ref = ref(HERE, number)
+        super().__init__(number=number)
 
     def __eq__(self, other: object) -> bool:
         Compared.times += 1
@@ -314,8 +312,7 @@ def test_kept_outcomes_are_bounded_in_number_and_bytes(monkeypatch: pytest.Monke
 def test_a_deferred_notice_comes_when_it_is_released_or_its_peer_is_lost() -> None:
     async def test(exits: Exits, around: Around) -> None:
         for release in (lambda: exits.release((THERE, 7), 50), lambda: exits.link_lost(link(), PeerLost("cut"))):
-            waits, goes = Observer(), Observer()
-            goes.ref = ref(HERE, 51)
+            waits, goes = Observer(), Observer(number=51)
             for each in (waits, goes):
                 await exits.monitor(each, ref(THERE))  # type: ignore[arg-type]
             exits.defer((THERE, 7), 50)

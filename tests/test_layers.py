@@ -24,8 +24,8 @@ ORDER = (
     "busy responding throttle watchdog keyfile security connections zmtp sockets arrivals listening dialling transport "
     "interfaces adverts discovery peers references requests outcomes mailbox driving coro script exits holding names "
     "finding introducing presence status local options answers transfers exchange sending moving rekeying mesh services "
-    "broadcasting spreading hubs channels queues rci computation takeover server workers keeping node program background "
-    "blocking measuring pool cli __main__"
+    "broadcasting spreading hubs channels queues rci gathering computation takeover server workers keeping node program "
+    "background blocking measuring pool cli __main__"
 ).split()
 THINKING = set("errors verdicts packing messages pacing outbox link blobs copies zmtp busy status".split())
 

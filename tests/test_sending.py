@@ -92,7 +92,7 @@ def ref(birth: int, coro_id: int = 5) -> CoroRef:
 def coro(service: Any = None, full: bool = False) -> Any:
     """As much of a coroutine as this touches; `got` is what came into its mailbox."""
     got: list[Any] = []
-    made = SimpleNamespace(service=service, got=got, held=False, name="name", ref=ref(HERE), mailbox=SimpleNamespace(full=full))
+    made = SimpleNamespace(service=service, got=got, held=False, name="name", id=5, mailbox=SimpleNamespace(full=full))
     made.accept = lambda message, packed=False, question=None: got.append(message)
     made.check_room = lambda: Coro.check_room(made)
     return made

@@ -1,4 +1,7 @@
-"""W3: coroutines that do nothing, created elsewhere, their results gathered: at one worker, and at all."""
+"""W3: coroutines that do nothing, created elsewhere, their results gathered: at one worker, and at all.
+
+By `gather`, and one by one with `run` and `result`, a thousand under way at each server.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ import discoro
 from workloads import CORES, Setting
 
 SIZE = 64  # bytes of the messages that the plain loop moves
-COUNT = 5_000  # coroutines in a round
+GATHERED = 20_000  # coroutines in a round, at each server
+COUNT = 5_000  # one by one, in all
 PLAIN_COUNT = 50_000
 AT_ONCE = 1_000  # under way at each server
 
@@ -28,8 +32,16 @@ async def run_and_wait(computation: discoro.Computation, server: discoro.CoroRef
         await coro.result()
 
 
-async def once(computation: discoro.Computation, servers: Sequence[discoro.CoroRef]) -> float:
+async def gathered(computation: discoro.Computation, servers: Sequence[discoro.CoroRef]) -> float:
     """Coroutines a second."""
+    start = time.perf_counter()
+    arguments: list[tuple[()]] = [()] * GATHERED
+    await asyncio.gather(*(computation.gather(server, arguments) for server in servers))
+    return GATHERED * len(servers) / (time.perf_counter() - start)
+
+
+async def one_by_one(computation: discoro.Computation, servers: Sequence[discoro.CoroRef]) -> float:
+    """The same with a request for each."""
     start = time.perf_counter()
     each = COUNT // len(servers)
     drivers = [run_and_wait(computation, server, each // AT_ONCE) for server in servers for _ in range(AT_ONCE)]
@@ -44,7 +56,13 @@ async def figures(setting: Setting, coro: discoro.Coro) -> list[Row]:
         await computation.setup(server)
     found = []
     with Plain(SIZE, curve=False, one_way=True) as plain:
-        for what, some in (("no-op coroutines, one worker", servers[:1]), (f"the same, {len(servers)} workers", servers)):
+        every = f"{len(servers)} workers"
+        for what, once, some in (
+            ("no-op coroutines gathered, one worker", gathered, servers[:1]),
+            (f"the same, {every}", gathered, servers),
+            ("one by one, one worker", one_by_one, servers[:1]),
+            (f"one by one, {every}", one_by_one, servers),
+        ):
             ours, theirs = [], []
             for _ in range(1 + setting.rounds):
                 ours.append(await once(computation, some))

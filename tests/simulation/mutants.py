@@ -151,10 +151,10 @@ async def _follow_nothing() -> None:
     return None
 
 
-async def _run_twice(original: Broken, computations: Any, incoming: Any) -> None:
+def _run_twice(original: Broken, computations: Any, incoming: Any) -> None:
     again = type(incoming)(incoming.peer, incoming.coro, incoming.verb, incoming.arguments, incoming.body, _nothing)
-    await original(computations, again)
-    await original(computations, incoming)
+    original(computations, again)
+    original(computations, incoming)
 
 
 def _lose_what_is_open(original: Any, link: Link, connection: int, theirs: Any, now: float) -> None:
