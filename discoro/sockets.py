@@ -42,6 +42,8 @@ HEARTBEAT_LIMIT_MS = 3000  # an unplugged cable is noticed 3 to 4 s later
 HANDSHAKE_MS = 3000  # after it a stranger who says nothing loses his place (libzmq's own: 30 s)
 FLUSH_MS = 500  # how long what was sent may still leave after an orderly close
 QUICK = 300e-6  # seconds
+CROWDED = 2e-3  # seconds that others keep the processor when it is left to them: they compute, and do not only answer
+CROWDED_FOR = 0.25  # seconds in which it is better to sleep then: who is woken is let in before those who compute
 FRAMES_PER_TURN = 64  # then others have their turn: about 0.2 ms
 MAX_SOCKETS = 8192  # three for each connection we dial; libzmq's own limit is 1023
 START_DESCRIPTORS = 8  # a context takes five and a socket one; the rest is for who comes in between
@@ -116,7 +118,8 @@ class Pump:
     is followed by a look.
 
     Where the last answer came within QUICK of what was sent, the loop is kept awake for as long after the next: to sleep and be
-    woken would take longer than the answer does. One that does not come in time ends that, until another is quick by itself.
+    woken would take longer than the answer does. One that does not come in time ends that, until another is quick by itself;
+    and so do others who want the processor for themselves, for a while.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class Pump:
         self._sent_at = -QUICK
         self._quick = False  # the last answer was
         self._awaits = self._awake = False  # an answer; and the loop is kept awake for it
+        self._sleeps_until = 0.0  # as others compute here
         loop.add_reader(self._descriptor, self._turn)
         self.wake()  # for what came before
 
@@ -150,15 +154,18 @@ class Pump:
         if not (self._reading or self._soon) and self._has_more():
             self.wake()
         self._sent_at = self._loop.time()
-        self._awaits = self._quick
+        self._awaits = self._quick and self._sent_at >= self._sleeps_until
         if self._awaits and not self._awake:
             self._awake = True
             self._loop.call_soon(self._stay_awake)
 
     def _stay_awake(self) -> None:
-        if self._awaits and not self._stopped and self._loop.time() < self._sent_at + QUICK:
+        now = self._loop.time()
+        if self._awaits and not self._stopped and now < self._sent_at + QUICK:
             os.sched_yield()  # whoever wants this processor has it first, the one who answers among them
             self._loop.call_soon(self._stay_awake)
+            if self._loop.time() > now + CROWDED:
+                self._sleeps_until = now + CROWDED_FOR
             return
         if self._awaits:
             self._quick = False

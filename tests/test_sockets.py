@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import zmq
 
-from discoro.sockets import FRAMES_PER_TURN, QUICK, Pump
+from discoro.sockets import CROWDED, CROWDED_FOR, FRAMES_PER_TURN, QUICK, Pump
 
 
 class Loop:
@@ -135,3 +136,25 @@ def test_a_pump_that_was_stopped_reads_nothing_and_lets_the_loop_sleep() -> None
     line.unread = 1
     line.loop.turn()
     assert (line.read, line.loop.soon) == (1, [])
+
+
+def test_where_others_compute_it_is_better_to_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line()
+
+    def computes() -> None:
+        line.loop.now += 2 * CROWDED
+
+    monkeypatch.setattr("os.sched_yield", computes)
+    line.exchange(QUICK / 2)
+    line.pump.after_send()
+    line.loop.turn()
+    while line.loop.turn():
+        pass
+    for _ in range(3):
+        line.exchange(QUICK / 2)
+    line.pump.after_send()
+    assert not line.loop.soon
+    line.loop.now += CROWDED_FOR
+    line.exchange(QUICK / 2)
+    line.pump.after_send()
+    assert line.loop.soon

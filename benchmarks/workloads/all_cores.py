@@ -7,10 +7,11 @@ machine has to give.
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from figures import Row
@@ -22,6 +23,13 @@ ITEMS = 2_000
 PART = 20  # items that are handed out at a time
 AHEAD = 4  # parts that each has
 MILLISECOND = 1e-3
+BENCHMARKS = Path(__file__).resolve().parent.parent
+ALONE = """
+import sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/.."]
+from workloads import all_cores
+all_cores.shares(int(sys.argv[2]))
+"""
 
 
 def steps_of_a_millisecond() -> int:
@@ -64,23 +72,26 @@ async def mapped(workers: list[discoro.CoroRef], coro: discoro.Coro) -> float:
     return ITEMS / (time.perf_counter() - start)
 
 
-def shares(steps: int, line: Connection) -> None:
-    """A process beside it: compute as many items as each word says."""
-    while (count := line.recv()) is not None:
-        line.send([compute(steps) for _ in range(count)])
+def shares(steps: int) -> None:
+    """A process beside it: compute as many items as each line of the input says, and say when they are done."""
+    for line in sys.stdin:
+        for _ in range(int(line)):
+            compute(steps)
+        print("done", flush=True)
 
 
-def shared(lines: list[Connection]) -> float:
+def shared(processes: list[Any]) -> float:
     """Items a second."""
     start = time.perf_counter()
-    for number, line in enumerate(lines):
-        line.send(ITEMS // len(lines) + (number < ITEMS % len(lines)))
-    for line in lines:
-        line.recv()
+    for number, process in enumerate(processes):
+        process.stdin.write(f"{ITEMS // len(processes) + (number < ITEMS % len(processes))}\n")
+        process.stdin.flush()
+    for process in processes:
+        process.stdout.readline()
     return ITEMS / (time.perf_counter() - start)
 
 
-async def figures(setting: Setting, steps: int, lines: list[Connection], coro: discoro.Coro) -> list[Row]:
+async def figures(setting: Setting, steps: int, processes: list[Any], coro: discoro.Coro) -> list[Row]:
     servers = await discoro.servers()
     computation = discoro.Computation(works, [compute])
     for server in servers:
@@ -89,20 +100,17 @@ async def figures(setting: Setting, steps: int, lines: list[Connection], coro: d
     ours, theirs = [], []
     for _ in range(1 + setting.rounds):
         ours.append(await mapped(workers, coro))
-        theirs.append(shared(lines))
+        theirs.append(shared(processes))
     return [Row("W6", f"1 ms each, on {CORES} cores", "/s", ours[1:], theirs[1:], "processes alone", 0.97)]
 
 
 def rows(setting: Setting) -> Iterator[Row]:
     steps = steps_of_a_millisecond()
-    spawn: Any = multiprocessing.get_context("spawn")
-    pairs = [spawn.Pipe() for _ in range(CORES)]
-    processes = [spawn.Process(target=shares, args=(steps, theirs), daemon=True) for _, theirs in pairs]
-    for process in processes:
-        process.start()
+    alone = [sys.executable, "-c", ALONE, str(BENCHMARKS), str(steps)]
+    processes = [subprocess.Popen(alone, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(CORES)]
     try:
-        yield from setting.run(figures, setting, steps, [mine for mine, _ in pairs], slots=CORES)
+        yield from setting.run(figures, setting, steps, processes, slots=CORES)
     finally:
         for process in processes:
             process.kill()
-            process.join()
+            process.communicate()
