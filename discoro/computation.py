@@ -208,10 +208,10 @@ class Computation:
     ) -> list[Any]:
         """Run a coroutine of the computation at `peer` for each tuple of arguments, all at once; their results, in order.
 
-        Several share a request and an answer, so that small ones cost a fraction of `run` and `result`. When all have ended,
-        the first exception in order is raised, or, with `return_exceptions`, stands in the place of its result, as with
-        `asyncio.gather`. Given up, by a timeout say, it terminates those that run. Raises NotSetUp, WorkerLost, PeerLost,
-        PackError, and TypeError for what is no tuple.
+        Several share a request and an answer, so that small ones cost a fraction of `run` and `result`. As all of them run at
+        the same time, of a million gather some at a time. When all have ended, the first exception in order is raised, or, with
+        `return_exceptions`, stands in the place of its result, as with `asyncio.gather`. Given up, by a timeout say, it
+        terminates those that run. Raises NotSetUp, WorkerLost, PeerLost, PackError, and TypeError for what is no tuple.
         """
         mesh, server = current_mesh(), _server(peer)
         there = self._at(server)
