@@ -40,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(folded(f"discoro-bench: {error}"))
         return UNAVAILABLE
     except KeyboardInterrupt:
-        say("discoro-bench: stopped; what was measured so far:")
-        print(table(ways.ways))
+        say("discoro-bench: stopped" + ("; what was measured so far:" if ways.ways else ""))
+        if ways.ways:
+            print(table(ways.ways))
         return 130
     return report(ways, options)
 
