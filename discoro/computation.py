@@ -188,7 +188,7 @@ class Computation:
             body = payload.pack((args, kwargs), new)
             if new:  # arguments of modules that the code does not name
                 await self._extend(mesh, server, there, new)
-            number = (await mesh.request(there.worker, "run", {"id": self._id}, body)).number
+            number = (await mesh.request(there.worker, "run", self._arguments(), body)).number
         except PackError as error:
             raise _in_words(error, {"message[0]": "args", "message[1]": "kwargs"}) from error.__cause__
         except (WorkerLost, PeerLost, Unreachable) as error:
@@ -217,10 +217,11 @@ class Computation:
         there = self._at(server)
         work = [asyncio.ensure_future(self._gather(mesh, server, there, portion)) for portion in portions(arguments)]
         try:
-            outcomes = [outcome for portion in work for outcome in await portion]
+            found = await asyncio.gather(*work)
         finally:
             for portion in work:
                 portion.cancel()  # of those that are done it does nothing
+        outcomes = list(itertools.chain.from_iterable(found))
         if not return_exceptions:
             return [outcome.get() for outcome in outcomes]
         return [_value_or_error(outcome) for outcome in outcomes]

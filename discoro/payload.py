@@ -80,7 +80,7 @@ def pack(obj: object, referred: Referred | None = None) -> list[Part]:
             return _pack(obj, MessagePickler, "message", referred)
     elif isinstance(obj, _BYTES) and type(obj) in _FLAT and len(obj) >= OUT_OF_BAND:
         return [_FLAT[type(obj)], bytes(obj)]  # which of bytes is no copy
-    elif type(obj) not in _SMALL and _is_bulk(obj):
+    elif _is_bulk(obj):
         return _pack(obj, MessagePickler, "message", referred)
     buffers: list[memoryview] = []
     try:
@@ -114,23 +114,23 @@ def unpack(parts: Sequence[Part], namespace: Namespace | None = None, *, shared:
     class raises while its instance is rebuilt.
     """
     _must_have_parts(parts, "a message")
-    if len(parts) == 1 and parts[0][:1] == _PLAIN:
-        return bytes(parts[0][1:])
+    if len(parts) == 1:
+        return unpack_small(parts[0] if isinstance(parts[0], _BYTES) else bytes(parts[0]), namespace)
     if len(parts) == 2 and parts[0] in _FLAT.values():
         return as_bytes(parts[1]) if parts[0] == _FLAT[bytes] else _writable_bytearray(parts[1], shared)
     return _unpack(parts, "a message", namespace, True, shared)
 
 
-def unpack_small(body: bytes, namespace: Namespace | None) -> Any:
+def unpack_small(body: bytes | bytearray, namespace: Namespace | None) -> Any:
     """The same for a message of one part, as most are."""
     if body[:1] == _PLAIN:
-        return body[1:]
-    if _NAMES not in body:
-        try:
-            return pickle.loads(body)
-        except Exception:  # the long way says what is wrong with it
-            pass
-    return _unpack((body,), "a message", namespace, True)
+        return bytes(body[1:])
+    if _NAMES in body:
+        return _unpack((body,), "a message", namespace, True)
+    try:
+        return pickle.loads(body)
+    except (Exception, SystemExit) as error:
+        raise _cannot_unpack("a message", error) from error
 
 
 def unpack_code(parts: Sequence[Part], namespace: Namespace, keep: bool = False) -> list[Any]:
@@ -150,6 +150,10 @@ def unpack_code(parts: Sequence[Part], namespace: Namespace, keep: bool = False)
 
 
 # ---- in search of the right way ------------------------------------------------------------------
+
+_LEAVES = frozenset((int, float, bool, type(None), complex, str))
+_CONTAINERS = (dict, list, tuple)
+
 
 def _is_simple(obj: Any, deep: int = 1) -> bool:
     """Whether it is a value that plain pickle takes and that is of nobody's class, or a short tuple, list or dict of such ones.
@@ -172,9 +176,6 @@ def _is_simple(obj: Any, deep: int = 1) -> bool:
     return True
 
 
-_LEAVES = frozenset((int, float, bool, type(None), complex, str))
-_CONTAINERS = (dict, list, tuple)
-_SMALL = frozenset((int, float, bool, type(None), complex))
 _COPIED = b"reconstruct\x94"  # numpy's way for arrays whose memory it copies, and whose read-only mark it then forgets
 
 
@@ -183,7 +184,7 @@ def _holds_bulk(container: Any, deep: int = DEEP) -> bool:
     items = container.values() if type(container) is dict else container
     for item in items if len(container) <= LOOKED_AT else islice(items, LOOKED_AT):
         kind = type(item)
-        if kind in _SMALL:
+        if kind in _LEAVES:
             continue
         if kind in _CONTAINERS:
             if deep and _holds_bulk(item, deep - 1):
@@ -324,7 +325,11 @@ def _unpack(parts: Sequence[Part], what: str, namespace: Namespace | None, keep:
         except TypeError as error:
             return _patiently(written, buffers, error)
     except (Exception, SystemExit) as error:  # a module that exits when imported must not take us along
-        raise UnpackError(f"cannot unpack {what}: {reason(error)}{_remedy(error)}") from error
+        raise _cannot_unpack(what, error) from error
+
+
+def _cannot_unpack(what: str, error: BaseException) -> UnpackError:
+    return UnpackError(f"cannot unpack {what}: {reason(error)}{_remedy(error)}")
 
 
 class _Patient(pickle.Unpickler):

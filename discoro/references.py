@@ -174,12 +174,8 @@ class CoroRef(Handle):
     def ref(self) -> CoroRef:
         return self
 
-    def send(self, message: object) -> None:
-        try:
-            reach = current_host.get()
-        except LookupError:
-            raise NoMesh(NO_MESH) from None
-        reach.send(self, message)
+    def send(self, message: object) -> None:  # a call less than by `ref`, where a million go out in a second
+        reach_here().send(self, message)
 
     if not TYPE_CHECKING:  # which would then take any name
 
@@ -212,7 +208,7 @@ class CoroRef(Handle):
             raise ProtocolError(f"{number} is no id of a coroutine")
         return CoroRef(self.node, self.pid, self.birth, number, self.name, self.addresses)
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # of what mostly tells them apart: all four fields take twice as long
         return hash((self.birth, self.id))
 
     def to_plain(self) -> list[Any]:

@@ -253,7 +253,7 @@ class Computations:
         try:
             outcomes = [await coro.outcome_here() for coro in coros]
         finally:
-            del self._gathering[key]
+            self._gathering.pop(key, None)  # of whoever used one number twice, the first is gone already
         incoming.reply(*packed(outcomes))
 
     async def withdraw(self, incoming: Incoming) -> None:

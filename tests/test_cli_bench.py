@@ -43,6 +43,7 @@ def test_without_a_node_it_says_what_was_tried(tmp_path: Path) -> None:
     done = started("--open", "--no-mdns", "--peer", "127.0.0.1:1", "--timeout", "1", cwd=tmp_path)
     assert done.returncode == 69
     assert "discoro-bench: no usable node in 1 s" in done.stderr and "127.0.0.1:1" in done.stderr
+    assert done.stderr.endswith("--local to measure this machine only\n")
 
 
 def test_a_key_that_cannot_be_used_is_another_status(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,6 +200,20 @@ def test_closing_ends_what_is_gathered_and_whoever_waits_is_told(run: Callable[.
         assert [type(each) for each in results] == [discoro.CoroEnded, discoro.CoroEnded]
         with pytest.raises(discoro.NotSetUp):
             await computation.gather(server, [(1,)])
+
+    run(test)
+
+
+def test_whoever_waits_is_told_how_the_worker_died(run: Callable[..., Any]) -> None:
+    async def test(computation: discoro.Computation, server: discoro.CoroRef) -> None:
+        pid = (await computation.run(server, 1)).pid
+        waiting = asyncio.ensure_future(computation.gather(server, [(number, "wait") for number in range(3 * PORTION)]))
+        async with asyncio.timeout(10):
+            while len((await computation.coroutines(server)).running) < 3 * PORTION:
+                await asyncio.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(discoro.WorkerLost, match="killed by SIGKILL"):
+            await waiting
 
     run(test)
 

@@ -29,6 +29,7 @@ from discoro.errors import (
 from discoro.finding import with_port
 from discoro.mailbox import MAILBOX_MESSAGES
 from discoro.mesh import Mesh
+from discoro.messages import Hold
 from discoro.options import Place
 from discoro.outcomes import ExitNotice
 from discoro.references import CoroRef
@@ -138,6 +139,29 @@ def test_what_cannot_be_packed_is_refused_at_the_sender() -> None:
 
             await a.run(sender)
             assert len(receiver.mailbox) == 0
+
+    simulate(test)
+
+
+def test_nothing_joins_those_that_left_before_its_mailbox_was_said_to_be_full() -> None:
+    async def test(world: World) -> None:
+        async with world.mesh("b") as b, world.mesh("a", b) as a:
+            receiver = start(b, collects, 5)
+            large = bytes(100_000)  # which joins nobody
+
+            async def sender() -> None:
+                await receiver.ref.deliver("open")
+                link = a.links[b.me.birth]
+                receiver.ref.send(1)
+                receiver.ref.send(2)
+                assert link.outbox.run is not None, "they wait for the end of the turn together"
+                a.operation(link, Hold(receiver.id, True))
+                receiver.ref.send(large)
+                receiver.ref.send("behind it")
+                a.operation(link, Hold(receiver.id, False))
+
+            await a.run(sender)
+            assert await receiver.result_here() == ["open", 1, 2, large, "behind it"]
 
     simulate(test)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import discoro
 
 SECONDS = 60.0  # for what takes far less
+TURN = 500  # messages that one coroutine sends before it lets others have a turn
 
 
 class Setting(NamedTuple):
@@ -36,6 +38,17 @@ async def started(function: Callable[..., Any], *args: Any, count: int = 1) -> l
     computation = discoro.Computation(function)
     await computation.setup(server)
     return [await computation.run(server, *args) for _ in range(count)]
+
+
+async def send_all(there: discoro.CoroRef, message: object, count: int) -> None:
+    """As fast as they are taken; others have a turn now and then."""
+    for number in range(count):
+        try:
+            there.send(message)
+        except discoro.Overloaded:
+            await there.deliver(message, SECONDS)
+        if number % TURN == 0:
+            await asyncio.sleep(0)
 
 
 def resident(pid: int, field: str = "VmRSS") -> int:

@@ -13,7 +13,7 @@ from figures import PLAIN, Row
 from plain import Plain
 
 import discoro
-from workloads import SECONDS, Setting, begin_peak, resident, started
+from workloads import SECONDS, Setting, begin_peak, resident, send_all, started
 
 MIB = 1 << 20
 LARGE = 64 * MIB
@@ -32,11 +32,7 @@ async def once(there: discoro.CoroRef, message: bytes, count: int, coro: discoro
     """Bytes a second."""
     start = time.perf_counter()
     there.send(count)
-    for _ in range(count):
-        try:
-            there.send(message)
-        except discoro.Overloaded:
-            await there.deliver(message, SECONDS)
+    await send_all(there, message, count)
     assert await coro.receive(SECONDS) == "here"
     return len(message) * count / (time.perf_counter() - start)
 

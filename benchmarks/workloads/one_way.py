@@ -5,7 +5,6 @@ Senders are held back only by discoro: where `send` finds no room they use `deli
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Iterator
@@ -14,12 +13,11 @@ from figures import PLAIN, Row
 from plain import Plain
 
 import discoro
-from workloads import SECONDS, Setting, started
+from workloads import SECONDS, Setting, send_all, started
 
 SIZE = 64
 COUNT = 100_000  # in a round
 PAIRS = 100
-TURN = 500  # messages that one sends before it lets others have a turn
 
 
 async def counts(to: discoro.CoroRef, coro: discoro.Coro) -> None:
@@ -32,13 +30,7 @@ async def counts(to: discoro.CoroRef, coro: discoro.Coro) -> None:
 
 async def sends(there: discoro.CoroRef, message: object, count: int) -> None:
     there.send(count)
-    for number in range(count):
-        try:
-            there.send(message)
-        except discoro.Overloaded:
-            await there.deliver(message, SECONDS)
-        if number % TURN == 0:
-            await asyncio.sleep(0)
+    await send_all(there, message, count)
 
 
 async def once(receivers: list[discoro.CoroRef], message: object, coro: discoro.Coro) -> float:

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(measure, ways, options, **mesh_options(options))
     except NoNodes as error:
         say(f"discoro-bench: {error}")  # in lines that fit already
+        say("  here: --peer HOST where multicast does not reach, --local to measure this machine only")
         return UNAVAILABLE
     except ConfigError as error:
         say(folded(f"discoro-bench: {error}"))
