@@ -67,19 +67,20 @@ class Outbox:
         self._pace = Pace()
 
     def __repr__(self) -> str:
-        return f"waiting={self._waiting} unacknowledged={len(self._sent)}"
+        joined = f"+{len(self.run.bodies)}" if self.run is not None else ""
+        return f"waiting={self._waiting}{joined} unacknowledged={len(self._sent)}"
 
     @property
     def waiting(self) -> str:
         """How much waits to be sent, in words."""
-        self.end_run()
-        return f"{self._waiting} operations of {self._waiting_bytes} bytes"
+        count, size = (len(self.run.bodies), self.run.size) if self.run is not None else (0, 0)
+        return f"{self._waiting + count} operations of {self._waiting_bytes + size} bytes"
 
     @property
     def unacknowledged(self) -> int:
         """Operations that were handed over and are not known to have arrived; pieces count with their last."""
-        self.end_run()
-        return sum(wire.count for sent in self._sent for wire in sent.wires) + self._waiting
+        joined = len(self.run.bodies) if self.run is not None else 0
+        return sum(wire.count for sent in self._sent for wire in sent.wires) + self._waiting + joined
 
     def is_empty(self) -> bool:
         return not (self._sent or self._waiting or self.run)

@@ -161,6 +161,7 @@ def test_small_messages_to_one_coroutine_travel_as_one_operation() -> None:
     run_of(outbox, 1, b"e", b"f")
     assert outbox.crowded and not outbox.is_empty() and not outbox.stands_still
     assert (outbox.unacknowledged, outbox.waiting) == (6, "6 operations of 198 bytes")
+    assert outbox.run is not None, "to look changes nothing"
     ((number, wires),) = taken(outbox)
     frame = messages.decode(messages.encode_data(1, number, 0, wires))
     assert frame.operations == [Messages(1, [b"a", b"b", b"c"]), Message(2, (b"d",)), Messages(1, [b"e", b"f"])]  # type: ignore[union-attr]
