@@ -180,6 +180,8 @@ def _followed(
 
 def _until_silent(process: subprocess.Popen[bytes], seconds: float) -> None:
     """Let that time pass, or less where the program ends before."""
+    if process.poll() is not None:  # it ended by the first of two signals, and the second one has noticed
+        return
     descriptor = os.pidfd_open(process.pid)
     try:
         select.select([descriptor], [], [], seconds)
